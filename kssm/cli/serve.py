@@ -1,0 +1,28 @@
+"""``kssm serve``: start the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (0: any free one).")] = None,
+    model: Annotated[str | None, typer.Option(help="A shipped model's name, or a folder.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder that keeps the sessions.")] = None,
+) -> None:
+    """Serve forecasts over WebSocket and HTTP.
+
+    Every setting can also be given as an environment variable named KSSM_ and the setting in
+    capitals (KSSM_PORT=8000); a flag wins over the environment.
+    """
+    from service.server import run
+    from service.settings import Settings
+
+    flags = {"host": host, "port": port, "model": model, "device": device, "store": store}
+    given = {name: value for name, value in flags.items() if value is not None}
+    run(Settings(**given))
