@@ -74,11 +74,11 @@ def _separator(text: str) -> str:
     """The separator that cuts the first lines into the most columns, equally many in each."""
     lines = [line for line in text.splitlines() if line.strip()][:SNIFFED_LINES]
 
-    def columns(separator: str) -> int:
+    def quality(separator: str) -> tuple[int, int]:
         widths = {len(cells) for cells in csv.reader(lines, delimiter=separator)}
-        return widths.pop() if len(widths) == 1 else 0
+        return (max(widths, default=0) if len(widths) == 1 else 1, text.count(separator))
 
-    return max(SEPARATORS, key=columns)
+    return max(SEPARATORS, key=quality)
 
 
 def _has_decimal_points(text: str) -> bool:
