@@ -1,0 +1,156 @@
+"""The element-wise KSSM recurrence: a scan over whole sequences and an in-place step.
+
+    a = softplus(alpha + alpha_bias)          w = omega_scale (omega + omega_bias)
+    D = token_dt softplus(dt + dt_bias)       z = (D / 2) (a + i w)
+    h_t = (1 - z) / (1 + z) h_{t-1} + D / (1 + z) (b_re + i b_im) x_t
+    y_t = c_re Re(h_t) + c_im Im(h_t)
+
+Arithmetic is fp32 for 16-bit and fp32 inputs, fp64 for fp64 inputs. The README beside this file
+has the derivation and the kernels' design.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kssm.errors import InvalidInputError
+from kssm.ops.eager import outside_graph
+from kssm.ops.kssm_scan.checks import check_dtype, check_optional, check_shape, check_tokens
+from kssm.ops.kssm_scan.chunked import scan_chunked
+from kssm.ops.kssm_scan.gates import ScanParameters
+from kssm.ops.kssm_scan.reference import scan_reference
+from kssm.ops.kssm_scan.step import step_torch_
+
+__all__ = ["Backend", "ScanParameters", "kssm_scan", "kssm_step_"]
+
+Backend = Literal["reference", "chunked", "triton"]
+
+_SHORT = 4
+"""Up to this many tokens the plain loop costs less than the chunked layout."""
+
+
+def kssm_scan(
+    alpha: Tensor,
+    omega: Tensor,
+    dt: Tensor,
+    x: Tensor,
+    b_re: Tensor,
+    b_im: Tensor,
+    parameters: ScanParameters,
+    *,
+    token_dt: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    lengths: Tensor | None = None,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the recurrence over sequences.
+
+    Args:
+        alpha, omega, dt, x: [B, T, D], bf16/fp16/fp32 in any mix, or all fp64.
+        b_re, b_im: [B, T, G]; channel d reads group d // (D // G).
+        parameters: six [D] tensors, fp32 (fp64 with fp64 inputs).
+        token_dt: [B, T] factor of the step; 0 leaves the state untouched, bit for bit. No gradient.
+        initial_state: [B, D, 2] pairs (real, imaginary); None = zeros.
+        lengths: [B] int; tokens at or after it leave the state untouched and their y is 0.
+        backend: None picks by device and dtype.
+
+    Returns:
+        y [B, T, D] in x's dtype, and the last state [B, D, 2] in fp32 (fp64).
+
+    Differentiable once in the token inputs, the parameters and ``initial_state``.
+
+    Raises:
+        InvalidInputError: codes ``wrong_shape``, ``wrong_dtype``, ``wrong_device``,
+            ``unknown_backend``, ``backend_unavailable``.
+    """
+    check_tokens(alpha, omega, dt, x, b_re, b_im, parameters, dims=3)
+    batch, tokens, channels = x.shape
+    check_optional("token_dt", token_dt, (batch, tokens), x.device)
+    check_optional("initial_state", initial_state, (batch, channels, 2), x.device)
+    check_optional("lengths", lengths, (batch,), x.device, integer=True)
+    if token_dt is not None:
+        token_dt = token_dt.detach()
+    scan = outside_graph(_scan_implementation(_choose(backend, x, tokens)))
+    inputs = (alpha, omega, dt, x, b_re, b_im)
+    return scan(*inputs, parameters, token_dt, initial_state, lengths)
+
+
+def kssm_step_(
+    alpha: Tensor,
+    omega: Tensor,
+    dt: Tensor,
+    x: Tensor,
+    b_re: Tensor,
+    b_im: Tensor,
+    parameters: ScanParameters,
+    state: Tensor,
+    slots: Tensor,
+    *,
+    token_dt: Tensor | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Advance one token for each of N rows, changing their arena slots in place.
+
+    Args:
+        alpha, omega, dt, x: [N, D]; b_re, b_im: [N, G]; as in ``kssm_scan``.
+        state: arena [S, D, 2], contiguous, fp32 (fp64 with fp64 inputs).
+        slots: [N] int64, distinct but for -1, which marks a padding row (y = 0, nothing written).
+        token_dt: [N] factor of the step; 0 leaves the slot untouched, bit for bit.
+
+    Returns:
+        y [N, D] in x's dtype. A pair whose new value is not finite is not written (the old one is
+        kept) and its y is not finite, so that the caller can tell.
+
+    No gradient. Raises as ``kssm_scan``. Slots at or above S are not checked on a GPU.
+    """
+    check_tokens(alpha, omega, dt, x, b_re, b_im, parameters, dims=2)
+    rows, channels = x.shape
+    check_optional("token_dt", token_dt, (rows,), x.device)
+    check_optional("state", state, (state.shape[0], channels, 2), x.device)
+    check_dtype("state", state, (parameters.alpha_bias.dtype,))
+    check_shape("slots", slots, (rows,))
+    check_dtype("slots", slots, (torch.int64,))
+    if not state.is_contiguous():
+        raise InvalidInputError("the state arena must be contiguous", code="wrong_shape")
+    step = step_torch_
+    if _choose(backend, x, 1) == "triton":
+        step = importlib.import_module("kssm.ops.kssm_scan.kernel").step_triton_
+    with torch.no_grad():
+        inputs = (alpha, omega, dt, x, b_re, b_im)
+        return outside_graph(step)(*inputs, parameters, state, slots, token_dt)
+
+
+def _choose(backend: Backend | None, x: Tensor, tokens: int) -> Backend:
+    """The backend asked for, or the fastest that can take ``x``."""
+    if backend is None:
+        if x.is_cuda and x.dtype != torch.float64 and _triton_installed():
+            return "triton"
+        return "chunked" if tokens > _SHORT else "reference"
+    if backend not in ("reference", "chunked", "triton"):
+        raise InvalidInputError(f"unknown backend {backend!r}", code="unknown_backend")
+    if backend == "triton":
+        check_dtype("x", x, (torch.bfloat16, torch.float16, torch.float32))
+        if not _triton_installed():
+            raise InvalidInputError("triton is not installed", code="backend_unavailable")
+    return backend
+
+
+def _scan_implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The function behind a backend; Triton is imported only when it is asked for."""
+    if backend == "reference":
+        return scan_reference
+    if backend == "chunked":
+        return scan_chunked
+    return importlib.import_module("kssm.ops.kssm_scan.kernel").scan_triton
+
+
+@functools.cache
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
