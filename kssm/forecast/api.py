@@ -1,0 +1,160 @@
+"""Forecaster: the library's front door, shaped like what users of forecasting libraries know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from kssm.errors import InvalidInputError
+from kssm.forecast import pretrained
+from kssm.forecast.distribution import LEVELS, check_levels
+from kssm.forecast.forecaster import SignalForecaster
+from kssm.forecast.stream import Stream
+from kssm.models import State
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_ABSOLUTE = 1e30
+"""Largest magnitude of a sample that is accepted."""
+
+
+class Forecaster:
+    """Zero-shot quantile forecasts of series and streams."""
+
+    def __init__(self, model: SignalForecaster) -> None:
+        self.model = model
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path = pretrained.DEFAULT, device: str | torch.device = "cpu"
+    ) -> Forecaster:
+        """A shipped checkpoint by name, or any checkpoint folder; raises ``model_not_found``."""
+        return cls(pretrained.load(name_or_path, device))
+
+    def predict_quantiles(
+        self,
+        inputs: Sequence[ArrayLike],
+        prediction_length: int = 24,
+        quantile_levels: Sequence[float] = LEVELS,
+        *,
+        batch_tokens: int = 65_536,
+        context_length: int | None = None,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Forecast the samples that follow each series.
+
+        Args:
+            inputs: one-dimensional series of any lengths, NaN = missing.
+            prediction_length: samples ahead.
+            quantile_levels: levels inside (0, 1).
+            batch_tokens: samples (padding included) in one pass over the model.
+            context_length: use only the last samples of each series, None = all.
+
+        Returns:
+            quantiles [B, prediction_length, Q] and mean [B, prediction_length] (the median: the
+            model has no mean). A series without any observed value gives NaN.
+
+        Raises:
+            InvalidInputError: ``empty_series``, ``wrong_shape``, ``non_finite_value``,
+                ``value_out_of_range``, ``invalid_quantiles``, ``invalid_horizon``.
+        """
+        levels = check_levels(quantile_levels)
+        series = [_as_series(values)[-(context_length or 0) :] for values in inputs]
+        asked = (*levels, 0.5)
+        out = np.empty((len(series), prediction_length, len(asked)))
+        for rows in _batches([len(values) for values in series], batch_tokens):
+            state = self._consume([series[row] for row in rows], batch_tokens)
+            out[rows] = self.model.forecast(state, prediction_length, asked).cpu().numpy()
+        return out[..., :-1], out[..., -1]
+
+    def predict_df(
+        self,
+        df: pd.DataFrame,
+        prediction_length: int = 24,
+        quantile_levels: Sequence[float] = (0.1, 0.5, 0.9),
+        *,
+        id_column: str = "item_id",
+        timestamp_column: str = "timestamp",
+        target: str = "target",
+    ) -> pd.DataFrame:
+        """Forecast every series of a long-format frame.
+
+        Returns a frame with the id, the future timestamps (spaced like the median of the past
+        ones), ``predictions`` (the median) and a column for each quantile level.
+        """
+        import pandas as pd  # noqa: PLC0415 - an optional dependency
+
+        missing = {id_column, timestamp_column, target} - set(df.columns)
+        if missing:
+            raise InvalidInputError(f"no column named {sorted(missing)}", code="wrong_shape")
+        ordered = df.sort_values([id_column, timestamp_column], kind="stable")
+        groups = list(ordered.groupby(id_column, sort=False))
+        quantiles, mean = self.predict_quantiles(
+            [group[target].to_numpy(dtype=np.float64) for _, group in groups],
+            prediction_length,
+            quantile_levels,
+        )
+        frames: list[pd.DataFrame] = []
+        for (name, group), rows, middle in zip(groups, quantiles, mean, strict=True):
+            times = group[timestamp_column]
+            step = times.diff().median()
+            columns = {
+                id_column: [name] * prediction_length,
+                timestamp_column: [times.iloc[-1] + step * k for k in range(1, 1 + len(middle))],
+                "predictions": middle,
+            }
+            columns |= {str(level): rows[:, i] for i, level in enumerate(quantile_levels)}
+            frames.append(pd.DataFrame(columns))
+        return pd.concat(frames, ignore_index=True)
+
+    def stream(self, channels: int = 1) -> Stream:
+        """A live stream: push samples, read a forecast after each, at constant cost."""
+        return Stream(self.model, channels)
+
+    def _consume(self, series: list[NDArray[np.float64]], budget: int) -> State:
+        """State after the whole of each series, in chunks of at most ``budget`` tokens."""
+        lengths = torch.tensor([len(values) for values in series], device=self.model.device)
+        padded = np.full((len(series), max(map(len, series))), np.nan)
+        for row, values in enumerate(series):
+            padded[row, : len(values)] = values
+        values = torch.from_numpy(padded).to(self.model.device)
+        state = self.model.initial_state(len(series))
+        chunk = max(1, budget // len(series))
+        for start in range(0, values.shape[1], chunk):
+            part = values[:, start : start + chunk]
+            left = (lengths - start).clamp(0, part.shape[1])
+            state = self.model.prefill(part, state, left).state
+        return state
+
+
+def _as_series(values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        series = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"a series must hold numbers: {error}", "wrong_dtype") from error
+    if series.ndim != 1:
+        raise InvalidInputError("a series must be one-dimensional", code="wrong_shape")
+    if series.size == 0:
+        raise InvalidInputError("a series must hold at least one sample", code="empty_series")
+    if np.isinf(series).any():
+        raise InvalidInputError("a series must not hold infinities", code="non_finite_value")
+    if (np.abs(series) > MAX_ABSOLUTE).any():
+        raise InvalidInputError(f"samples must be within ±{MAX_ABSOLUTE:g}", "value_out_of_range")
+    return series
+
+
+def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Rows grouped by similar length, each group's padded size within the budget."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[row] > budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

@@ -1,0 +1,68 @@
+"""A predictive distribution given by nine quantiles: other quantiles and tail probabilities.
+
+Between the levels the quantile function is linear. Beyond the outer ones it continues as the
+normal distribution through the median and the outer quantile, so it is continuous everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kssm.errors import InvalidInputError
+
+LEVELS: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+MEDIAN = LEVELS.index(0.5)
+_OUTER_Z = 1.2815515655446004  # standard normal quantile at 0.9
+_MIN_SPREAD = 1e-6  # of the outer quantiles around the median, in normalised units
+
+
+def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
+    """The levels as a tuple; raises ``invalid_quantiles`` unless all lie inside (0, 1)."""
+    checked = tuple(float(level) for level in levels)
+    if not checked or not all(0.0 < level < 1.0 for level in checked):
+        raise InvalidInputError("quantiles must be numbers inside (0, 1)", "invalid_quantiles")
+    return checked
+
+
+def interpolate(quantiles: Tensor, levels: Sequence[float]) -> Tensor:
+    """Quantiles [..., 9] at ``LEVELS`` -> quantiles [..., len(levels)] at other levels."""
+    return torch.stack([_quantile(quantiles, level) for level in levels], dim=-1)
+
+
+def _quantile(quantiles: Tensor, level: float) -> Tensor:
+    median = quantiles[..., MEDIAN]
+    if level < LEVELS[0] or level > LEVELS[-1]:
+        outer = quantiles[..., 0 if level < 0.5 else -1]
+        z = abs(math.sqrt(2.0) * float(torch.erfinv(torch.tensor(2 * level - 1).double())))
+        return median + (outer - median) * (z / _OUTER_Z)
+    position = (level - LEVELS[0]) * 10.0
+    below = min(int(position + 1e-9), len(LEVELS) - 1)
+    weight = position - below
+    if weight < 1e-9:
+        return quantiles[..., below]
+    return quantiles[..., below] * (1.0 - weight) + quantiles[..., below + 1] * weight
+
+
+def cumulative(quantiles: Tensor, x: Tensor) -> Tensor:
+    """Probability [...] below x [...] under quantiles [..., 9] (the PIT value of x)."""
+    median = quantiles[..., MEDIAN]
+    lower = (median - quantiles[..., 0]).clamp_min(_MIN_SPREAD) / _OUTER_Z
+    upper = (quantiles[..., -1] - median).clamp_min(_MIN_SPREAD) / _OUTER_Z
+    distance = x - median
+    outside = torch.special.ndtr(distance / torch.where(distance < 0, lower, upper))
+    gaps = quantiles.diff(dim=-1)
+    inside = (x.unsqueeze(-1) - quantiles[..., :-1]) / gaps.clamp_min(1e-12)
+    steps = torch.where(gaps > 0, inside.clamp(0.0, 1.0), (inside >= 0).to(x.dtype))
+    between = LEVELS[0] + 0.1 * steps.sum(-1)
+    beyond = (x < quantiles[..., 0]) | (x > quantiles[..., -1])
+    return torch.where(beyond, outside, between)
+
+
+def tail_probability(quantiles: Tensor, x: Tensor) -> Tensor:
+    """Two-sided tail probability [...] of x [...]: small where x was unexpected, at most 1."""
+    below = cumulative(quantiles, x)
+    return 2.0 * torch.minimum(below, 1.0 - below)

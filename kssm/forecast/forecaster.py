@@ -1,0 +1,253 @@
+"""SignalForecaster: causal scaler -> embedding -> backbone -> quantile head, all streaming.
+
+A row is one univariate stream. Its state holds the scaler's statistics, the backbone's state and
+the last forecast; everything a forecast needs is in it, and it never grows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kssm.errors import InvalidInputError
+from kssm.forecast import scaler
+from kssm.forecast.distribution import LEVELS, check_levels, interpolate, tail_probability
+from kssm.forecast.head import QuantileHead
+from kssm.models import KSSM, KSSMConfig, State, StateSpec
+from kssm.models.layers import init_linear
+
+SCORED_HORIZONS = 4
+"""Forecasts kept at hand to score a sample that arrives up to this many intervals later."""
+
+MAX_NORMALISED = 12.0
+"""Bound on normalised quantiles: sinh(12) is 81,000 scales from the location."""
+
+
+@dataclass(frozen=True)
+class ForecasterConfig:
+    """Shape of a forecaster.
+
+    Attributes:
+        backbone: sizes of the KSSM stack.
+        head_horizon: samples ahead that the head forecasts at once (longer ones roll out).
+        head_hidden: width of the head's hidden layer.
+    """
+
+    backbone: KSSMConfig = field(default_factory=KSSMConfig)
+    head_horizon: int = 64
+    head_hidden: int = 512
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return LEVELS
+
+
+class PrefillOutput(NamedTuple):
+    """state: after the last valid sample; tail: [B, T] two-sided tail probabilities or NaN."""
+
+    state: State
+    tail: Tensor
+
+
+class StepOutput(NamedTuple):
+    """tail: [N] two-sided tail probabilities or NaN; healthy: [N], False = state not advanced."""
+
+    tail: Tensor
+    healthy: Tensor
+
+
+class SignalForecaster(nn.Module):
+    """Probabilistic forecasts of many independent rows, one sample at a time or many at once."""
+
+    def __init__(self, config: ForecasterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = init_linear(scaler.FEATURES, config.backbone.d_model, std=0.3, bias=True)
+        self.backbone = KSSM(config.backbone)
+        self.head = QuantileHead(config.backbone.d_model, config.head_hidden, config.head_horizon)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of configuration and weights: states fit exactly the same fingerprint."""
+        digest = hashlib.sha256(repr(sorted(asdict(self.config).items())).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def state_spec(self) -> StateSpec:
+        """Shapes and dtypes of one row's state."""
+        return {
+            "scaler": ((len(scaler.FIELDS),), torch.float64),
+            "forecast": ((self.config.head_horizon, len(LEVELS)), torch.float32),
+            **self.backbone.state_spec(),
+        }
+
+    def initial_state(self, rows: int) -> State:
+        """State of ``rows`` rows that have seen nothing, on the model's device."""
+        return {
+            name: torch.zeros(rows, *shape, dtype=dtype, device=self.device)
+            for name, (shape, dtype) in self.state_spec().items()
+        }
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        values: Tensor,
+        state: State,
+        lengths: Tensor | None = None,
+        dt: Tensor | None = None,
+    ) -> PrefillOutput:
+        """Consume many samples of each row with the parallel scan.
+
+        Args:
+            values: [B, T] float64 samples, NaN = missing.
+            state: rows to continue from, never modified.
+            lengths: [B] number of valid samples of each row (0 leaves a row as it is), None = T.
+            dt: [B, T] time since the previous sample in nominal intervals (> 0), None = 1.
+
+        Returns:
+            The state after each row's last valid sample, and for every sample its two-sided
+            tail probability under the forecast made before it.
+        """
+        self._check(values, state, dt)
+        steps = torch.ones_like(values) if dt is None else dt.double()
+        before_first = state["scaler"]
+        path, final = scaler.scan(before_first, values, steps, lengths)
+        before = torch.cat([before_first.unsqueeze(1), path[:, :-1]], dim=1)
+        hidden, backbone = self._encode(values, steps, before, path, state, lengths, dt)
+        tail = self._score_path(values, steps, before, path, hidden, state["forecast"])
+        forecast = self._forecast_at_end(hidden, path, lengths, state["forecast"])
+        return PrefillOutput({"scaler": final, "forecast": forecast, **backbone}, tail)
+
+    @torch.inference_mode()
+    def step_(
+        self, values: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None
+    ) -> StepOutput:
+        """Consume one sample for each of many arena rows, in place.
+
+        Args:
+            values: [N] float64 samples, NaN = missing.
+            arena: state entries [slots + 1, ...]; row 0 is scratch space.
+            slots: [N] int64 arena rows, all different; -1 = padding.
+            dt: [N] time since the previous sample in nominal intervals (> 0), None = 1.
+        """
+        rows = slots.clamp_min(0)
+        steps = torch.ones_like(values) if dt is None else dt.double()
+        before = arena["scaler"][rows]
+        after = scaler.update(before, values, steps)
+        features = scaler.features(values, steps, before, after)
+        hidden = self.backbone.step_(
+            self.embed(features), arena, slots, None if dt is None else steps.to(features.dtype)
+        )
+        old = arena["forecast"][rows]
+        new = self._read(hidden, after)
+        healthy = torch.isfinite(new).flatten(1).all(-1)
+        tail = _score(values, steps, before, old[:, :SCORED_HORIZONS])
+        arena["forecast"][rows] = torch.where(healthy[:, None, None], new, old)
+        arena["scaler"][rows] = torch.where(healthy.unsqueeze(-1), after, before)
+        return StepOutput(tail, healthy)
+
+    @torch.inference_mode()
+    def forecast(self, state: State, horizon: int, levels: Sequence[float]) -> Tensor:
+        """Quantiles of the next ``horizon`` samples [B, horizon, len(levels)], float64.
+
+        Past the head's own horizon a copy of the state is fed missing samples and read again.
+        Rows that have seen no value yet give NaN. ``state`` is never modified.
+        """
+        if horizon < 1:
+            raise InvalidInputError("horizon must be at least 1", code="invalid_horizon")
+        wanted = check_levels(levels)
+        blocks = state["forecast"]
+        if horizon > self.config.head_horizon:
+            blocks = torch.cat([blocks, self._roll_out(state, horizon)], dim=1)
+        quantiles = interpolate(blocks[:, :horizon].double(), wanted)
+        values = scaler.denormalise(quantiles.clamp(-MAX_NORMALISED, MAX_NORMALISED), state["scaler"])
+        unseen = state["scaler"][:, 0] == 0
+        return values.masked_fill(unseen[:, None, None], torch.nan)
+
+    def _roll_out(self, state: State, horizon: int) -> Tensor:
+        """Normalised quantiles past the head's horizon [B, n K, 9]."""
+        direct = self.config.head_horizon
+        reads = -(-horizon // direct) - 1
+        stats = state["scaler"]
+        values = torch.full(
+            (stats.shape[0], reads * direct), torch.nan, dtype=torch.float64, device=stats.device
+        )
+        steps = torch.ones_like(values)
+        path, _ = scaler.scan(stats, values, steps)
+        before = torch.cat([stats.unsqueeze(1), path[:, :-1]], dim=1)
+        hidden, _ = self._encode(values, steps, before, path, state, None, None)
+        picked = slice(direct - 1, None, direct)
+        return self._read(hidden[:, picked], path[:, picked]).flatten(1, 2)
+
+    def _encode(
+        self,
+        values: Tensor,
+        steps: Tensor,
+        before: Tensor,
+        after: Tensor,
+        state: State,
+        lengths: Tensor | None,
+        dt: Tensor | None,
+    ) -> tuple[Tensor, State]:
+        features = scaler.features(values, steps, before, after)
+        own = {name: state[name] for name in self.backbone.state_spec()}
+        token_dt = None if dt is None else steps.to(features.dtype)
+        return self.backbone(self.embed(features), own, lengths, token_dt)
+
+    def _read(self, hidden: Tensor, stats: Tensor, horizons: int | None = None) -> Tensor:
+        """Normalised quantiles [..., horizons, 9] of hidden states [..., d_model]."""
+        last = scaler.normalise(stats[..., 5], stats).float()
+        return self.head(hidden, last, horizons)
+
+    def _score_path(
+        self,
+        values: Tensor,
+        steps: Tensor,
+        before: Tensor,
+        after: Tensor,
+        hidden: Tensor,
+        first: Tensor,
+    ) -> Tensor:
+        ahead = self._read(hidden[:, :-1], after[:, :-1], SCORED_HORIZONS)
+        return _score(
+            values, steps, before, torch.cat([first[:, None, :SCORED_HORIZONS], ahead], dim=1)
+        )
+
+    def _forecast_at_end(
+        self, hidden: Tensor, path: Tensor, lengths: Tensor | None, old: Tensor
+    ) -> Tensor:
+        if lengths is None:
+            return self._read(hidden[:, -1], path[:, -1])
+        end = (lengths - 1).clamp_min(0)
+        rows = torch.arange(len(end), device=end.device)
+        new = self._read(hidden[rows, end], path[rows, end])
+        return torch.where((lengths > 0)[:, None, None], new, old)
+
+    def _check(self, values: Tensor, state: State, dt: Tensor | None) -> None:
+        if values.dim() != 2 or values.shape[1] == 0:
+            raise InvalidInputError("values must be [B, T] with T > 0", code="wrong_shape")
+        if state["scaler"].shape[0] != values.shape[0]:
+            raise InvalidInputError("state and values differ in rows", code="wrong_shape")
+        if dt is not None and dt.shape != values.shape:
+            raise InvalidInputError("dt must be shaped like values", code="wrong_shape")
+
+
+def _score(values: Tensor, steps: Tensor, before: Tensor, ahead: Tensor) -> Tensor:
+    """Tail probabilities of values [...] under forecasts ahead [..., 4, 9]; NaN = no score."""
+    k = steps.round().clamp(1, SCORED_HORIZONS).long() - 1
+    index = k[..., None, None].expand(*k.shape, 1, ahead.shape[-1])
+    quantiles = ahead.gather(-2, index).squeeze(-2).double()
+    tail = tail_probability(quantiles, scaler.normalise(values, before))
+    scored = torch.isfinite(values) & (before[..., 0] > 0)
+    return torch.where(scored, tail, torch.nan)

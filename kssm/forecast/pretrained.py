@@ -1,0 +1,67 @@
+"""Loading forecasters: by the name of a shipped checkpoint or from a folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kssm.checkpoint import load_weights, read_config, save_checkpoint
+from kssm.errors import CheckpointError, NotFoundError
+from kssm.forecast.forecaster import ForecasterConfig, SignalForecaster
+from kssm.models import KSSMConfig
+
+DEFAULT = "kssm-signal-base"
+ARCHITECTURE = "kssm-signal-forecaster"
+
+
+def available() -> list[str]:
+    """Names of the checkpoints that ship with the package."""
+    return sorted(path.name for path in _shipped().iterdir() if (path / "config.json").is_file())
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """Folder of a shipped checkpoint or of a path; raises ``model_not_found``."""
+    shipped = _shipped() / str(name_or_path)
+    for folder in (shipped, Path(name_or_path)):
+        if (folder / "config.json").is_file():
+            return folder
+    names = ", ".join(available()) or "none"
+    raise NotFoundError(
+        f"no checkpoint {str(name_or_path)!r}: not a folder with config.json, shipped are: {names}",
+        code="model_not_found",
+    )
+
+
+def load(
+    name_or_path: str | Path = DEFAULT, device: str | torch.device = "cpu"
+) -> SignalForecaster:
+    """A forecaster in evaluation mode on ``device``, from a name or a folder."""
+    folder = locate(name_or_path)
+    forecaster = SignalForecaster(_parse(read_config(folder), folder))
+    load_weights(forecaster, folder)
+    return forecaster.eval().requires_grad_(False).to(device)
+
+
+def save(forecaster: SignalForecaster, folder: str | Path, *, half: bool = True) -> None:
+    """Write a forecaster as a checkpoint folder (matrices in fp16 when ``half``)."""
+    config = {"architecture": ARCHITECTURE, "format": 1, **asdict(forecaster.config)}
+    save_checkpoint(folder, config, forecaster.state_dict(), half=half)
+
+
+def _shipped() -> Path:
+    return Path(str(resources.files("kssm"))) / "pretrained"
+
+
+def _parse(config: dict[str, Any], folder: Path) -> ForecasterConfig:
+    fields = dict(config)
+    if fields.pop("architecture", None) != ARCHITECTURE or fields.pop("format", None) != 1:
+        raise CheckpointError(f"{folder} is not a format 1 {ARCHITECTURE}")
+    try:
+        backbone = KSSMConfig(**fields.pop("backbone"))
+        return ForecasterConfig(backbone=backbone, **fields)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: malformed configuration: {error}") from error

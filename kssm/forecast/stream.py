@@ -1,0 +1,55 @@
+"""Stream: the O(1) path of the library, for use without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from kssm.errors import InvalidInputError
+from kssm.forecast.anomaly import score_from_tail
+from kssm.forecast.forecaster import SignalForecaster
+
+
+class Stream:
+    """Some channels of one live signal; each ``push`` costs the same however long it has run."""
+
+    def __init__(self, model: SignalForecaster, channels: int = 1) -> None:
+        if channels < 1:
+            raise InvalidInputError("a stream needs at least one channel", code="wrong_shape")
+        self._model = model
+        self._slots = torch.arange(1, channels + 1, device=model.device)
+        self._arena = model.initial_state(channels + 1)
+        self.channels = channels
+
+    def push(self, values: ArrayLike, dt: float = 1.0) -> NDArray[np.float64]:
+        """Take one sample a channel (NaN = missing); returns its anomaly scores [channels].
+
+        Args:
+            values: [channels], or a number for a single channel.
+            dt: time since the previous sample in nominal intervals.
+
+        Raises:
+            InvalidInputError: ``wrong_shape``, ``non_finite_value``, ``invalid_timestamps``.
+        """
+        sample = np.atleast_1d(np.asarray(values, dtype=np.float64))
+        if sample.shape != (self.channels,):
+            raise InvalidInputError(f"expected {self.channels} values", code="wrong_shape")
+        if np.isinf(sample).any():
+            raise InvalidInputError("a sample must be finite or NaN", code="non_finite_value")
+        if not 0 < dt < float("inf"):
+            raise InvalidInputError("dt must be positive and finite", code="invalid_timestamps")
+        device = self._model.device
+        steps = torch.full((self.channels,), dt, dtype=torch.float64, device=device)
+        x = torch.from_numpy(sample).to(device)
+        out = self._model.step_(x, self._arena, self._slots, steps)
+        return score_from_tail(out.tail.cpu().numpy())
+
+    def forecast(
+        self, horizon: int = 24, levels: Sequence[float] = (0.1, 0.5, 0.9)
+    ) -> NDArray[np.float64]:
+        """Quantiles of the next samples [channels, horizon, len(levels)]."""
+        rows = {name: entry[self._slots] for name, entry in self._arena.items()}
+        return self._model.forecast(rows, horizon, levels).cpu().numpy()

@@ -1,0 +1,240 @@
+"""KSSM: a stack of gated blocks around the Cayley-discretised damped-rotation scan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from kssm.errors import InvalidInputError
+from kssm.models.base import SequenceModel, State, StateSpec
+from kssm.models.layers import CausalConv, RMSNorm, SwiGLU, init_linear
+from kssm.ops.kssm_scan import ScanParameters, kssm_scan, kssm_step_
+
+
+@dataclass(frozen=True)
+class KSSMConfig:
+    """Sizes of a KSSM stack.
+
+    Attributes:
+        d_model: width of the residual stream.
+        n_layers: number of blocks.
+        d_inner: channels of the recurrence, one 2x2 rotation block each.
+        d_mlp: hidden width of the feed-forward layer, 0 = none.
+        rank: rank of the maps from a token to each of alpha, omega and dt.
+        group_size: channels that share an input coefficient B and an output norm.
+        conv_width: taps of the causal convolution.
+    """
+
+    d_model: int = 256
+    n_layers: int = 8
+    d_inner: int = 320
+    d_mlp: int = 320
+    rank: int = 32
+    group_size: int = 64
+    conv_width: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.d_model, self.n_layers, self.d_inner, self.rank, self.group_size) < 1:
+            raise InvalidInputError("sizes must be positive", code="invalid_config")
+        if self.d_inner % self.group_size:
+            raise InvalidInputError("d_inner must be a multiple of group_size", "invalid_config")
+        if self.conv_width < 2:
+            raise InvalidInputError("conv_width must be at least 2", code="invalid_config")
+
+
+class KSSMBlock(nn.Module):
+    """RMSNorm -> (x, z) -> causal conv -> selective rotation scan -> gate -> feed-forward."""
+
+    def __init__(self, config: KSSMConfig) -> None:
+        super().__init__()
+        inner, rank = config.d_inner, config.rank
+        self.rank = rank
+        self.groups = inner // config.group_size
+        out_scale = config.n_layers**-0.5
+        self.norm = RMSNorm(config.d_model)
+        self.in_proj = init_linear(config.d_model, 2 * inner)
+        self.conv = CausalConv(inner, config.conv_width)
+        self.select = init_linear(inner, 3 * rank + 2 * self.groups)
+        self.alpha_up = init_linear(rank, inner, std=0.01)
+        self.omega_up = init_linear(rank, inner, std=0.003)
+        self.dt_up = init_linear(rank, inner, std=0.03)
+        self.alpha_bias = nn.Parameter(torch.empty(inner))
+        self.omega_bias = nn.Parameter(torch.empty(inner))
+        self.dt_bias = nn.Parameter(torch.empty(inner))
+        self.c_re = nn.Parameter(torch.empty(inner))
+        self.c_im = nn.Parameter(torch.empty(inner))
+        self.omega_scale: Tensor
+        self.register_buffer("omega_scale", torch.empty(inner))
+        self.skip = nn.Parameter(torch.ones(inner))
+        self.out_norm = RMSNorm(inner, config.group_size)
+        self.out_proj = init_linear(inner, config.d_model, std=out_scale * inner**-0.5)
+        self.mlp_norm = RMSNorm(config.d_model) if config.d_mlp else None
+        self.mlp = SwiGLU(config.d_model, config.d_mlp, out_scale) if config.d_mlp else None
+        with torch.no_grad():
+            self.select.weight[3 * rank :] *= 0.1
+        nuclear_init(self)
+
+    def scan_parameters(self) -> ScanParameters:
+        return ScanParameters(
+            self.alpha_bias, self.omega_bias, self.omega_scale, self.dt_bias, self.c_re, self.c_im
+        )
+
+    def selection(self, x: Tensor) -> tuple[Tensor, ...]:
+        """alpha, omega, dt [..., d_inner] and complex B [..., groups] twice, from x [..., d_inner].
+
+        The three streams are deviations in the compute dtype; the scan adds the fp32 biases.
+        """
+        low = self.select(x)
+        rank, groups = self.rank, self.groups
+        alpha, omega, dt, b_re, b_im = low.split([rank, rank, rank, groups, groups], dim=-1)
+        return self.alpha_up(alpha), self.omega_up(omega), self.dt_up(dt), b_re + 1.0, b_im
+
+    def before_scan(self, x: Tensor, window: Tensor | None) -> tuple[Tensor, ...]:
+        """Residual stream [B, T, d_model] -> (padded conv input, gate, x, alpha, omega, dt, B)."""
+        inputs, gate = self.in_proj(self.norm(x).to(self._dtype(x))).chunk(2, dim=-1)
+        filtered, padded = self.conv(inputs, window)
+        active = F.silu(filtered).to(self._dtype(x))
+        return padded, gate, active, *self.selection(active)
+
+    def after_scan(self, residual: Tensor, y: Tensor, active: Tensor, gate: Tensor) -> Tensor:
+        """Read-out, skip, norm, gate and feed-forward around the residual stream."""
+        dtype = self._dtype(residual)
+        mixed = self.out_norm(y) + self.skip * active
+        x = residual + self.out_proj((mixed * F.silu(gate)).to(dtype))
+        if self.mlp is not None and self.mlp_norm is not None:
+            x = x + self.mlp(self.mlp_norm(x).to(dtype))
+        return x
+
+    def forward(
+        self,
+        x: Tensor,
+        window: Tensor | None,
+        state: Tensor | None,
+        lengths: Tensor | None,
+        dt: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs [B, T, d_model], next window and next state."""
+        padded, gate, active, alpha, omega, step, b_re, b_im = self.before_scan(x, window)
+        y, new_state = kssm_scan(
+            alpha,
+            omega,
+            step,
+            active,
+            b_re,
+            b_im,
+            self.scan_parameters(),
+            token_dt=dt,
+            initial_state=state,
+            lengths=lengths,
+        )
+        new_window = self.conv.last_window(padded, lengths)
+        return self.after_scan(x, y, active, gate), new_window, new_state
+
+    def step_(
+        self, x: Tensor, windows: Tensor, states: Tensor, slots: Tensor, dt: Tensor | None
+    ) -> Tensor:
+        """One token a row [N, d_model]; the arena rows ``slots`` change in place."""
+        inputs, gate = self.in_proj(self.norm(x)).chunk(2, dim=-1)
+        active = F.silu(self.conv.step_(inputs, windows, slots))
+        alpha, omega, step, b_re, b_im = self.selection(active)
+        y = kssm_step_(
+            alpha,
+            omega,
+            step,
+            active,
+            b_re,
+            b_im,
+            self.scan_parameters(),
+            states,
+            slots,
+            token_dt=dt,
+        )
+        return self.after_scan(x, y, active, gate)
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """The dtype of matrix products: autocast's where it is on, else the input's."""
+        if torch.is_autocast_enabled(x.device.type):
+            return torch.get_autocast_dtype(x.device.type)
+        return x.dtype
+
+
+class KSSM(SequenceModel):
+    """A stack of KSSM blocks with a final norm; satisfies the sequence-model contract."""
+
+    def __init__(self, config: KSSMConfig, *, gradient_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.d_model = config.d_model
+        self.gradient_checkpointing = gradient_checkpointing
+        self.blocks = nn.ModuleList([KSSMBlock(config) for _ in range(config.n_layers)])
+        self.norm = RMSNorm(config.d_model)
+
+    def state_spec(self) -> StateSpec:
+        config = self.config
+        dtype = torch.float64 if self.norm.weight.dtype == torch.float64 else torch.float32
+        spec: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for i in range(config.n_layers):
+            spec[f"layers.{i}.window"] = ((config.conv_width - 1, config.d_inner), dtype)
+            spec[f"layers.{i}.state"] = ((config.d_inner, 2), dtype)
+        return spec
+
+    def scan(
+        self, x: Tensor, state: State | None, lengths: Tensor | None, dt: Tensor | None
+    ) -> tuple[Tensor, State]:
+        new_state: State = {}
+        for i, block in enumerate(self.blocks):
+            window, state_name = f"layers.{i}.window", f"layers.{i}.state"
+            old = (None, None) if state is None else (state[window], state[state_name])
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                out = checkpoint(block, x, *old, lengths, dt, use_reentrant=False)
+            else:
+                out = block(x, *old, lengths, dt)
+            x, new_window, new_state[state_name] = out
+            new_state[window] = new_window.to(new_state[state_name].dtype)
+        return self.norm(x), new_state
+
+    def step_rows_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, KSSMBlock)
+            windows, states = arena[f"layers.{i}.window"], arena[f"layers.{i}.state"]
+            x = block.step_(x, windows, states, slots, dt)
+        return self.norm(x)
+
+
+@torch.no_grad()
+def nuclear_init(
+    layer: KSSMBlock,
+    long_memory: float = 1500.0,
+    freq_min: float = 1 / 3000,
+    freq_max: float = 1 / 2.1,
+    still_share: float = 0.12,
+) -> None:
+    """Spread the layer's channels over time constants and frequencies.
+
+    The step is log-uniform so that time constants reach from 2 to ``long_memory`` tokens at
+    alpha = 1; the angle a token is log-uniform between ``freq_min`` and ``freq_max`` cycles a
+    token, and a ``still_share`` of the channels hardly rotates (plain leaky averages).
+    The read-out grows as the input gain shrinks, so that every channel starts equally loud.
+    """
+    if not 0 < freq_min < freq_max <= 0.5 or long_memory <= 2:
+        raise InvalidInputError("need 0 < freq_min < freq_max <= 1/2 and long_memory > 2")
+    size = layer.dt_bias.shape[0]
+    dt = _log_uniform(1 / long_memory, 0.5, size)
+    angle = 2 * math.pi * _log_uniform(freq_min, freq_max, size)
+    angle[torch.rand(size) < still_share] = 1e-3
+    layer.alpha_bias.fill_(math.log(math.expm1(1.0)))
+    layer.dt_bias.copy_(torch.log(torch.expm1(dt)))
+    layer.omega_scale.copy_(2 * torch.tan((angle / 2).clamp(max=1.4)) / dt)
+    layer.omega_bias.fill_(1.0)
+    loudness = (0.5 * dt.rsqrt()).clamp(max=12.0)
+    layer.c_re.copy_(torch.randn(size) * loudness)
+    layer.c_im.copy_(torch.randn(size) * loudness)
+
+
+def _log_uniform(low: float, high: float, size: int) -> Tensor:
+    return torch.exp(torch.empty(size).uniform_(math.log(low), math.log(high)))

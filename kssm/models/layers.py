@@ -1,0 +1,95 @@
+"""Small layers the models share: RMS norms, a streaming causal convolution, SwiGLU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over groups of the last dimension, computed in at least fp32.
+
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+    """
+
+    def __init__(self, size: int, group_size: int | None = None, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.group_size = group_size or size
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        groups = wide.unflatten(-1, (-1, self.group_size))
+        scale = torch.rsqrt(groups.square().mean(-1, keepdim=True) + self.eps)
+        return (groups * scale).flatten(-2) * self.weight
+
+
+class CausalConv(nn.Module):
+    """Depth-wise causal convolution of a few taps, carrying its last inputs as state."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        weight = torch.randn(width, channels) * 0.2
+        weight[-1] += 0.6
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, window: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Filter x [B, T, C] after ``window`` [B, width - 1, C] (None = zeros).
+
+        Returns the filtered tokens and the inputs with the window before them
+        [B, width - 1 + T, C], from which ``last_window`` cuts the next window.
+        """
+        if window is None:
+            padded = F.pad(x, (0, 0, self.width - 1, 0))
+        else:
+            padded = torch.cat([window.to(x.dtype), x], dim=1)
+        length = x.shape[1]
+        y = self.bias + padded[:, :length] * self.weight[0]
+        for tap in range(1, self.width):
+            y = y + padded[:, tap : tap + length] * self.weight[tap]
+        return y, padded
+
+    def last_window(self, padded: Tensor, lengths: Tensor | None) -> Tensor:
+        """The window after the last valid token of each row [B, width - 1, C]."""
+        keep = self.width - 1
+        if lengths is None:
+            return padded[:, padded.shape[1] - keep :]
+        steps = lengths.unsqueeze(1) + torch.arange(keep, device=padded.device)
+        return padded.gather(1, steps.unsqueeze(-1).expand(-1, -1, padded.shape[-1]))
+
+    def step_(self, x: Tensor, windows: Tensor, slots: Tensor) -> Tensor:
+        """Filter one token a row x [N, C], shifting the arena rows of ``windows`` in place.
+
+        Non-finite inputs are not remembered: the row keeps its old window.
+        """
+        window = windows[slots]
+        taps = torch.cat([window, x.unsqueeze(1)], dim=1)
+        healthy = torch.isfinite(x).all(-1)[:, None, None]
+        windows[slots] = torch.where(healthy, taps[:, 1:], window)
+        return self.bias + (taps * self.weight).sum(1)
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer (Shazeer, "GLU Variants Improve Transformer", 2020)."""
+
+    def __init__(self, d_model: int, d_hidden: int, out_scale: float) -> None:
+        super().__init__()
+        self.up = init_linear(d_model, 2 * d_hidden)
+        self.down = init_linear(d_hidden, d_model, std=out_scale * d_hidden**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
+
+
+def init_linear(d_in: int, d_out: int, std: float | None = None, bias: bool = False) -> nn.Linear:
+    """A linear layer with normal weights (default std d_in^-1/2) and zero bias."""
+    layer = nn.Linear(d_in, d_out, bias=bias)
+    nn.init.normal_(layer.weight, std=d_in**-0.5 if std is None else std)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,1 @@
+"""Pretraining: synthetic and real series, the loss, the loop and the evaluation."""

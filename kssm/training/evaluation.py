@@ -1,0 +1,94 @@
+"""Forecasting evaluation tasks: flat ``.npz`` files with rolling test windows.
+
+A task file holds ``values`` (flat float32, NaN = missing), ``offsets`` (series i is
+``values[offsets[i]:offsets[i + 1]]``), ``prediction_length``, ``windows`` and optionally ``season``
+and ``name``. The last ``windows * prediction_length`` values of every series are its test windows,
+oldest first; windows are ordered series by series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kssm.errors import InvalidInputError
+from kssm.forecast.api import Forecaster
+from kssm.forecast.distribution import LEVELS
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One evaluation task."""
+
+    name: str
+    prediction_length: int
+    windows: int
+    season: int
+    values: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+
+    def series(self) -> Iterator[NDArray[np.float32]]:
+        for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):
+            yield self.values[start:stop]
+
+    def contexts(self) -> list[NDArray[np.float32]]:
+        """What is known before each window, in window order."""
+        return [series[:cut] for series in self.series() for cut in self._cuts(len(series))]
+
+    def targets(self) -> Floats:
+        """[n_windows, prediction_length], NaN = unknown."""
+        horizon = self.prediction_length
+        cut = [s[c : c + horizon] for s in self.series() for c in self._cuts(len(s))]
+        return np.stack(cut).astype(np.float64)
+
+    def _cuts(self, length: int) -> list[int]:
+        first = length - self.windows * self.prediction_length
+        return [first + i * self.prediction_length for i in range(self.windows)]
+
+
+def load_task(path: str | Path) -> Task:
+    """Read a task file; raises ``invalid_task`` naming what is wrong with it."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            task = Task(
+                name=str(data["name"]) if "name" in data else Path(path).stem,
+                prediction_length=int(data["prediction_length"]),
+                windows=int(data["windows"]),
+                season=int(data["season"]) if "season" in data else 1,
+                values=np.asarray(data["values"], dtype=np.float32),
+                offsets=np.asarray(data["offsets"], dtype=np.int64),
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInputError(f"{path}: not an evaluation task: {error}", "invalid_task") from error
+    needed = task.windows * task.prediction_length
+    if len(task.offsets) < 2 or int(np.diff(task.offsets).min()) <= needed:
+        raise InvalidInputError(f"{path}: a series is shorter than its windows", "invalid_task")
+    return task
+
+
+def forecast_task(
+    forecaster: Forecaster, task: Task, *, context_length: int | None, batch_tokens: int
+) -> NDArray[np.float32]:
+    """Quantiles [n_windows, 9, prediction_length]; a window without any history forecasts 0."""
+    quantiles, _ = forecaster.predict_quantiles(
+        task.contexts(),
+        task.prediction_length,
+        LEVELS,
+        batch_tokens=batch_tokens,
+        context_length=context_length,
+    )
+    return np.nan_to_num(quantiles.transpose(0, 2, 1)).astype(np.float32)
+
+
+def coverage(task: Task, quantiles: NDArray[np.float32]) -> float:
+    """Share of known targets inside the central 80% interval."""
+    truth = task.targets()
+    known = np.isfinite(truth)
+    inside = (truth >= quantiles[:, 0]) & (truth <= quantiles[:, -1])
+    return float(inside[known].mean())

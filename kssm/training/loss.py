@@ -1,0 +1,113 @@
+"""The training objective: pinball loss of every direct forecast along a series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kssm.forecast import scaler
+from kssm.forecast.distribution import LEVELS
+from kssm.forecast.forecaster import SignalForecaster
+from kssm.forecast.head import QuantileHead
+
+MAX_TARGET: Final = 8.0  # asinh of 1,490 scales: bounds the loss of a sample nobody can foresee
+SKIPPED: Final = 4  # first samples of a series, where there is nothing to forecast from
+MAX_SMOOTHNESS: Final = 16.0
+
+
+class Tokens(NamedTuple):
+    """What the model reads and what it should have said.
+
+    features: [B, T, 9]; dt: [B, T] or None; last: [B, P] last visible value, normalised;
+    targets: [B, P, K] normalised, NaN = unknown; weights: [B, P]. P counts the read positions.
+    """
+
+    features: Tensor
+    dt: Tensor | None
+    last: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+@torch.no_grad()
+def tokenise(
+    values: Tensor,
+    visible: Tensor,
+    horizon: int,
+    *,
+    reads: slice,
+    kept: Tensor | None = None,
+) -> Tokens:
+    """Turn whole series into tokens and targets.
+
+    Args:
+        values: [B, L] the truth, NaN = unknown.
+        visible: [B, L] which of it the model may see.
+        horizon: K samples to forecast at each read position.
+        reads: positions among the T tokens where forecasts are trained.
+        kept: [B, T] increasing positions of the samples that arrive at all (irregular sampling,
+            told to the model as dt), None = all of them.
+    """
+    series = torch.nn.functional.pad(values.double(), (0, horizon), value=torch.nan)
+    seen = torch.where(visible, values.double(), torch.nan)
+    if kept is None:
+        dt = None
+        steps = torch.ones_like(seen)
+        places = torch.arange(values.shape[1], device=values.device).expand_as(values)
+    else:
+        places = kept
+        seen = seen.gather(1, kept)
+        steps = torch.ones_like(seen)
+        steps[:, 1:] = kept.diff(dim=1).double()
+        dt = steps.float()
+    fresh = torch.zeros(len(seen), len(scaler.FIELDS), dtype=torch.float64, device=seen.device)
+    path, _ = scaler.scan(fresh, seen, steps)
+    before = torch.cat([fresh.unsqueeze(1), path[:, :-1]], dim=1)
+    features = scaler.features(seen, steps, before, path)
+    stats = path[:, reads]
+    ahead = 1 + torch.arange(horizon, device=values.device)
+    index = (places[:, reads].unsqueeze(-1) + ahead).flatten(1)
+    future = series.gather(1, index).unflatten(1, (-1, horizon))
+    location, scale = scaler.location_and_scale(stats)
+    targets = torch.asinh((future - location.unsqueeze(-1)) / scale.unsqueeze(-1))
+    last = scaler.normalise(stats[..., 5], stats).float()
+    targets = targets.clamp(-MAX_TARGET, MAX_TARGET).float()
+    return Tokens(features, dt, last, targets, _weights(stats, scale))
+
+
+def _weights(stats: Tensor, scale: Tensor) -> Tensor:
+    """Smooth series count more (there a good model differs from a bad one), constant ones none."""
+    steps = torch.maximum(stats[..., 3].sqrt(), scale / MAX_SMOOTHNESS)
+    weights = (scale / steps).clamp(1.0, MAX_SMOOTHNESS).sqrt()
+    moving = stats[..., 2].sqrt() > 1e-6 * stats[..., 1].abs()
+    known = stats[..., 0] >= SKIPPED
+    return torch.where(moving & known, weights, 0.0).float()
+
+
+def read_loss(
+    head: QuantileHead, hidden: Tensor, last: Tensor, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted and plain mean pinball loss (times 2) of the head's quantiles at [B, P] reads."""
+    quantiles = head(hidden, last)
+    known = torch.isfinite(targets)
+    error = torch.where(known, targets, 0.0).unsqueeze(-1) - quantiles
+    levels = torch.tensor(LEVELS, device=error.device)
+    pinball = 2.0 * torch.maximum(levels * error, (levels - 1.0) * error).mean(-1)
+    weight = known * weights.unsqueeze(-1)
+    weighted = (pinball * weight).sum() / weight.sum().clamp_min(1.0)
+    return weighted, (pinball * known).sum() / known.sum().clamp_min(1)
+
+
+ReadLoss = Callable[[QuantileHead, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def forecast_loss(
+    model: SignalForecaster, tokens: Tokens, reads: slice, loss: ReadLoss = read_loss
+) -> tuple[Tensor, Tensor]:
+    """Run the model over the tokens and score every read position."""
+    embedded = model.embed(tokens.features).float()
+    hidden, _ = model.backbone.scan(embedded, None, None, tokens.dt)
+    return loss(model.head, hidden[:, reads], tokens.last, tokens.targets, tokens.weights)
