@@ -1,0 +1,51 @@
+"""Client of a KSSM server: send a signal's frames, get a calibrated forecast after each."""
+
+from kssm_client.aio import AsyncClient, AsyncSession, connect
+from kssm_client.backoff import Backoff
+from kssm_client.errors import (
+    ClientClosedError,
+    ConflictError,
+    ConnectionFailedError,
+    InvalidInputError,
+    KSSMClientError,
+    NotFoundError,
+    OverloadedError,
+    ProtocolError,
+    ReplyLostError,
+    ServerError,
+    SourceError,
+    TooLargeError,
+    UnauthorizedError,
+)
+from kssm_client.rest import RestClient
+from kssm_client.sync import Client, Session
+from kssm_client.types import Anomaly, Forecast, SeriesForecast, SessionInfo
+
+__all__ = [
+    "Anomaly",
+    "AsyncClient",
+    "AsyncSession",
+    "Backoff",
+    "Client",
+    "ClientClosedError",
+    "ConflictError",
+    "ConnectionFailedError",
+    "Forecast",
+    "InvalidInputError",
+    "KSSMClientError",
+    "NotFoundError",
+    "OverloadedError",
+    "ProtocolError",
+    "ReplyLostError",
+    "RestClient",
+    "SeriesForecast",
+    "ServerError",
+    "Session",
+    "SessionInfo",
+    "SourceError",
+    "TooLargeError",
+    "UnauthorizedError",
+    "connect",
+]
+
+__version__ = "0.1.0"
