@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 
@@ -18,5 +18,5 @@ def outside_graph(function: Callable[P, R]) -> Callable[P, R]:
     happened whenever something is being compiled, so it is asked for only then.
     """
     if torch.compiler.is_compiling():
-        return torch.compiler.disable(function)
+        return cast("Callable[P, R]", torch.compiler.disable(function))
     return function

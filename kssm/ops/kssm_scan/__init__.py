@@ -22,7 +22,13 @@ from torch import Tensor
 
 from kssm.errors import InvalidInputError
 from kssm.ops.eager import outside_graph
-from kssm.ops.kssm_scan.checks import check_dtype, check_optional, check_shape, check_tokens
+from kssm.ops.kssm_scan.checks import (
+    check_devices,
+    check_dtype,
+    check_optional,
+    check_shape,
+    check_tokens,
+)
 from kssm.ops.kssm_scan.chunked import scan_chunked
 from kssm.ops.kssm_scan.gates import ScanParameters
 from kssm.ops.kssm_scan.reference import scan_reference
@@ -31,6 +37,8 @@ from kssm.ops.kssm_scan.step import step_torch_
 __all__ = ["Backend", "ScanParameters", "kssm_scan", "kssm_step_"]
 
 Backend = Literal["reference", "chunked", "triton"]
+
+_Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 _SHORT = 4
 """Up to this many tokens the plain loop costs less than the chunked layout."""
@@ -70,16 +78,8 @@ def kssm_scan(
         InvalidInputError: codes ``wrong_shape``, ``wrong_dtype``, ``wrong_device``,
             ``unknown_backend``, ``backend_unavailable``.
     """
-    check_tokens(alpha, omega, dt, x, b_re, b_im, parameters, dims=3)
-    batch, tokens, channels = x.shape
-    check_optional("token_dt", token_dt, (batch, tokens), x.device)
-    check_optional("initial_state", initial_state, (batch, channels, 2), x.device)
-    check_optional("lengths", lengths, (batch,), x.device, integer=True)
-    if token_dt is not None:
-        token_dt = token_dt.detach()
-    scan = outside_graph(_scan_implementation(_choose(backend, x, tokens)))
     inputs = (alpha, omega, dt, x, b_re, b_im)
-    return scan(*inputs, parameters, token_dt, initial_state, lengths)
+    return outside_graph(_scan)(inputs, parameters, token_dt, initial_state, lengths, backend)
 
 
 def kssm_step_(
@@ -110,21 +110,56 @@ def kssm_step_(
 
     No gradient. Raises as ``kssm_scan``. Slots at or above S are not checked on a GPU.
     """
-    check_tokens(alpha, omega, dt, x, b_re, b_im, parameters, dims=2)
+    inputs = (alpha, omega, dt, x, b_re, b_im)
+    return outside_graph(_step_)(inputs, parameters, state, slots, token_dt, backend)
+
+
+def _scan(
+    inputs: _Inputs,
+    parameters: ScanParameters,
+    token_dt: Tensor | None,
+    initial_state: Tensor | None,
+    lengths: Tensor | None,
+    backend: Backend | None,
+) -> tuple[Tensor, Tensor]:
+    """Check, choose and run."""
+    check_tokens(*inputs, parameters, dims=3)
+    x = inputs[3]
+    batch, tokens, channels = x.shape
+    check_optional("token_dt", token_dt, (batch, tokens), x.device)
+    check_optional("initial_state", initial_state, (batch, channels, 2), x.device)
+    check_optional("lengths", lengths, (batch,), x.device, integer=True)
+    if token_dt is not None:
+        token_dt = token_dt.detach()
+    scan = _scan_implementation(_choose(backend, x, tokens))
+    return scan(*inputs, parameters, token_dt, initial_state, lengths)
+
+
+@torch.no_grad()
+def _step_(
+    inputs: _Inputs,
+    parameters: ScanParameters,
+    state: Tensor,
+    slots: Tensor,
+    token_dt: Tensor | None,
+    backend: Backend | None,
+) -> Tensor:
+    """Check, choose and run."""
+    check_tokens(*inputs, parameters, dims=2)
+    x = inputs[3]
     rows, channels = x.shape
     check_optional("token_dt", token_dt, (rows,), x.device)
-    check_optional("state", state, (state.shape[0], channels, 2), x.device)
+    check_shape("state", state, (*state.shape[:1], channels, 2))
     check_dtype("state", state, (parameters.alpha_bias.dtype,))
     check_shape("slots", slots, (rows,))
     check_dtype("slots", slots, (torch.int64,))
+    check_devices(x.device, (state, slots))
     if not state.is_contiguous():
         raise InvalidInputError("the state arena must be contiguous", code="wrong_shape")
     step = step_torch_
     if _choose(backend, x, 1) == "triton":
         step = importlib.import_module("kssm.ops.kssm_scan.kernel").step_triton_
-    with torch.no_grad():
-        inputs = (alpha, omega, dt, x, b_re, b_im)
-        return outside_graph(step)(*inputs, parameters, state, slots, token_dt)
+    return step(*inputs, parameters, state, slots, token_dt)
 
 
 def _choose(backend: Backend | None, x: Tensor, tokens: int) -> Backend:

@@ -233,4 +233,4 @@ def _token_gradients(
 def _accumulate(sums: list[Tensor], terms: tuple[Tensor, ...]) -> None:
     """Add each [B, L, D] term, summed over rows and tokens, to its [D] total."""
     for total, term in zip(sums, terms, strict=True):
-        total += term.sum((0, 1))
+        total.add_(term.sum((0, 1)))
