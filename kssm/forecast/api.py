@@ -14,15 +14,12 @@ from kssm.errors import InvalidInputError
 from kssm.forecast import pretrained
 from kssm.forecast.distribution import LEVELS, check_levels
 from kssm.forecast.forecaster import SignalForecaster
+from kssm.forecast.scaler import MAX_ABSOLUTE
 from kssm.forecast.stream import Stream
 from kssm.models import State
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MAX_ABSOLUTE = 1e30
-"""Largest magnitude of a sample that is accepted."""
-
 
 class Forecaster:
     """Zero-shot quantile forecasts of series and streams."""

@@ -249,5 +249,5 @@ def _score(values: Tensor, steps: Tensor, before: Tensor, ahead: Tensor) -> Tens
     index = k[..., None, None].expand(*k.shape, 1, ahead.shape[-1])
     quantiles = ahead.gather(-2, index).squeeze(-2).double()
     tail = tail_probability(quantiles, scaler.normalise(values, before))
-    scored = torch.isfinite(values) & (before[..., 0] > 0)
+    scored = scaler.is_visible(values) & (before[..., 0] > 0)
     return torch.where(scored, tail, torch.nan)

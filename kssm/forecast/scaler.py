@@ -19,6 +19,9 @@ MEMORY: Final = 512.0
 FAST_MEMORY: Final = 16.0
 CLIP: Final = 16.0
 WARM_UP: Final = 8.0
+MAX_ABSOLUTE: Final = 1e30
+"""Largest magnitude that counts as a sample: anything else is missing."""
+
 RELATIVE_FLOOR: Final = 1e-8
 ABSOLUTE_FLOOR: Final = 1e-30
 
@@ -35,7 +38,7 @@ def _update(xp: Any, stats: tuple[Any, ...], x: Any, dt: Any) -> tuple[Any, ...]
     visible sample in nominal intervals.
     """
     count, mean, variance, difference, fast_mean, last, gap = stats
-    seen = xp.isfinite(x)
+    seen = xp.abs(x) <= MAX_ABSOLUTE
     first = count == 0
     x = xp.where(seen, x, last)
     mean_0 = xp.where(first, x, mean)
@@ -68,6 +71,11 @@ def _winsorise(xp: Any, innovation: Any, variance: Any, warm: Any) -> Any:
     bound = CLIP * xp.sqrt(variance)
     clipped = xp.where(innovation > bound, bound, xp.where(innovation < -bound, -bound, innovation))
     return xp.where(warm & (variance > 0), clipped, innovation)
+
+
+def is_visible(values: Tensor) -> Tensor:
+    """Which values count as samples: finite ones of a magnitude up to 1e30."""
+    return values.abs() <= MAX_ABSOLUTE
 
 
 def update(stats: Tensor, values: Tensor, dt: Tensor) -> Tensor:
@@ -141,7 +149,7 @@ def features(values: Tensor, dt: Tensor, before: Tensor, after: Tensor) -> Tenso
         dt: [...] time since the previous sample.
         before, after: [..., 7] statistics before and after the sample.
     """
-    seen = torch.isfinite(values)
+    seen = is_visible(values)
     x = torch.where(seen, values, after[..., 5])
     location, scale = location_and_scale(after)
     steps = torch.maximum(after[..., 3].sqrt(), 0.01 * scale)

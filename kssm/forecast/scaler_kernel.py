@@ -29,6 +29,7 @@ def _scan_kernel(
     FAST_MEMORY: tl.constexpr,
     CLIP: tl.constexpr,
     WARM_UP: tl.constexpr,
+    MAX_ABSOLUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -46,7 +47,7 @@ def _scan_kernel(
     for _ in range(0, length):
         x = tl.load(x_ptr, mask=live, other=0.0)
         dt = tl.load(step_ptr, mask=live, other=0.0)
-        seen = (x == x) & (tl.abs(x) < float("inf"))
+        seen = tl.abs(x) <= MAX_ABSOLUTE
         first = count == 0
         x = tl.where(seen, x, last)
         mean_0 = tl.where(first, x, mean)
@@ -97,6 +98,7 @@ def scan_cuda(stats: Tensor, values: Tensor, dt: Tensor) -> Tensor:
         FAST_MEMORY=scaler.FAST_MEMORY,
         CLIP=scaler.CLIP,
         WARM_UP=scaler.WARM_UP,
+        MAX_ABSOLUTE=scaler.MAX_ABSOLUTE,
         BLOCK=block,
         num_warps=1,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,9 +87,42 @@ def forecast_task(
     return np.nan_to_num(quantiles.transpose(0, 2, 1)).astype(np.float32)
 
 
-def coverage(task: Task, quantiles: NDArray[np.float32]) -> float:
-    """Share of known targets inside the central 80% interval."""
+class Scores(NamedTuple):
+    """mase: mean absolute scaled error of the median; quantile_loss: summed pinball loss (times 2)
+    over the summed absolute target, averaged over the levels; coverage: share of targets inside
+    the central 80% interval. All are NaN when there is nothing to score."""
+
+    mase: float
+    quantile_loss: float
+    coverage: float
+
+
+def score(task: Task, quantiles: NDArray[np.float32]) -> Scores:
+    """Score quantiles [n_windows, 9, prediction_length] against the task's windows.
+
+    Sources: Hyndman and Koehler 2006 (MASE, scaled by the seasonal naive error of each window's
+    own past); Park et al. 2022 (weighted quantile loss, an estimate of the CRPS).
+    """
     truth = task.targets()
     known = np.isfinite(truth)
+    levels = np.asarray(LEVELS)[:, None]
+    error = truth[:, None] - quantiles.astype(np.float64)
+    pinball = np.where(known[:, None], np.maximum(levels * error, (levels - 1.0) * error), 0.0)
+    weight = np.abs(truth[known]).sum()
+    scale = np.asarray([_seasonal_error(past, task.season) for past in task.contexts()])
+    usable = known & (scale > 0)[:, None]
+    scaled = (np.abs(error[:, len(LEVELS) // 2]) / np.where(scale > 0, scale, 1.0)[:, None])[usable]
     inside = (truth >= quantiles[:, 0]) & (truth <= quantiles[:, -1])
-    return float(inside[known].mean())
+    return Scores(
+        mase=float(scaled.mean()) if scaled.size else float("nan"),
+        quantile_loss=float(2.0 * pinball.mean(1).sum() / weight) if weight else float("nan"),
+        coverage=float(inside[known].mean()) if known.any() else float("nan"),
+    )
+
+
+def _seasonal_error(past: NDArray[np.float32], season: int) -> float:
+    """Mean absolute seasonal difference of the observed pairs, 0 where there is none."""
+    lag = season if season <= len(past) else 1
+    gaps = np.abs(past[lag:].astype(np.float64) - past[:-lag])
+    seen = gaps[np.isfinite(gaps)]
+    return float(seen.mean()) if seen.size else 0.0

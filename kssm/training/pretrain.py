@@ -18,9 +18,11 @@ from kssm.forecast import pretrained
 from kssm.forecast.forecaster import ForecasterConfig, SignalForecaster
 from kssm.models import KSSMConfig
 from kssm.models.kssm import KSSMBlock
+from kssm.training.corpus import Corpus
 from kssm.training.loss import Tokens, forecast_loss, read_loss, tokenise
 from kssm.training.mixture import BatchSource, MixtureConfig
 from kssm.training.optimizer import OptimizerConfig, Optimizers, scheduled_rate
+from kssm.training.visibility import thin
 
 Report = Callable[[str], None]
 T = TypeVar("T")
@@ -35,7 +37,8 @@ class RunConfig:
         steps: bound on optimiser steps, whichever comes first; 0 = none.
         slice_seconds: stop (resumably) after this much of it, 0 = run to the end.
         read_stride: one token in so many trains the head.
-        thinned_share: share of batches with irregular sampling told as dt.
+        thinned_share: share of batches with irregular sampling, told as dt.
+        thinned_keep: share of the samples that such a batch keeps.
         seed: of weights and data.
         log_seconds: time between console lines.
         compile: compile the dense parts of the model.
@@ -46,6 +49,7 @@ class RunConfig:
     slice_seconds: float = 0.0
     read_stride: int = 2
     thinned_share: float = 0.1
+    thinned_keep: float = 0.6875
     seed: int = 0
     log_seconds: float = 20.0
     compile: bool = True
@@ -97,7 +101,8 @@ class Trainer:
         torch.manual_seed(config.run.seed)
         self.model = SignalForecaster(config.model).to(self.device)
         self.optimizers = Optimizers(self.model, config.optimizer)
-        self.source = BatchSource(config.data, seed=config.run.seed, device=device, corpus=corpus)
+        real = Corpus.read(corpus, device=device) if corpus is not None else None
+        self.source = BatchSource(config.data, real, seed=config.run.seed, device=device)
         self.choices = torch.Generator().manual_seed(config.run.seed + 1)
         self.loss = read_loss
         self.step = 0
@@ -118,10 +123,13 @@ class Trainer:
     def warm_up(self) -> float:
         """Compile every shape of batch there is, changing nothing; returns the seconds it took."""
         start = time.perf_counter()
-        for values, visible in self.source.examples():
+        data = self.config.data
+        for shape in ((data.rows, data.length), (data.short_rows, data.short_length)):
+            values = torch.randn(shape, device=self.device)
             for thinned in (False, True):
-                loss, _ = self._loss(values, visible, thinned, offset=0)
-                loss.backward()
+                for offset in range(self.config.run.read_stride):
+                    seen = torch.ones_like(values, dtype=torch.bool)
+                    self._loss(values, seen, thinned, offset)[0].backward()
         self.model.zero_grad(set_to_none=True)
         self._synchronise()
         return time.perf_counter() - start
@@ -190,7 +198,7 @@ class Trainer:
 
     def _train_step(self) -> Tensor:
         run = self.config.run
-        values, visible = self.source.next()
+        values, visible = self.source.next_batch()
         draw = torch.rand(2, generator=self.choices).tolist()
         thinned = draw[0] < run.thinned_share
         offset = int(draw[1] * run.read_stride)
@@ -206,12 +214,18 @@ class Trainer:
         self, values: Tensor, visible: Tensor, thinned: bool, offset: int
     ) -> tuple[Tensor, Tensor]:
         reads = slice(offset, None, self.config.run.read_stride)
-        kept = self.source.thin(values) if thinned else None
+        kept = self._thin(values.shape) if thinned else None
         tokens: Tokens = tokenise(
             values, visible, self.config.model.head_horizon, reads=reads, kept=kept
         )
         with torch.autocast(self.device.type, torch.bfloat16):
             return forecast_loss(self.model, tokens, reads, self.loss)
+
+    def _thin(self, shape: torch.Size) -> Tensor:
+        keep = self.config.run.thinned_keep
+        return thin(
+            *shape, generator=self.choices, device=self.device, keep_range=(keep, keep)
+        )
 
     def _log(self, losses: list[Tensor], report: Report) -> None:
         mean = float(torch.stack(losses).nanmean())
