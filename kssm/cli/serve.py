@@ -21,8 +21,6 @@ def serve(
     capitals (KSSM_PORT=8000); a flag wins over the environment.
     """
     from service.server import run
-    from service.settings import Settings
+    from service.settings import load_settings
 
-    flags = {"host": host, "port": port, "model": model, "device": device, "store": store}
-    given = {name: value for name, value in flags.items() if value is not None}
-    run(Settings(**given))
+    run(load_settings(host=host, port=port, model=model, device=device, store=store))

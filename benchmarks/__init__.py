@@ -1,0 +1,1 @@
+"""Measurements that end with one JSON line each."""
