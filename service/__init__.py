@@ -1,0 +1,1 @@
+"""The network service around the KSSM runtime: REST, WebSocket, sessions and their store."""

@@ -1,0 +1,298 @@
+"""The sessions of the server: every operation on them, coupled to the engine.
+
+Operations return futures and take their place in the session's lane at once, so calls made in
+some order, from whichever connection or request, are applied in that order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from kssm.errors import CapacityError, KSSMError, NotFoundError
+from kssm.runtime import Engine
+from service import samples
+from service.errors import draining
+from service.lanes import Started, at_once, failed, in_task
+from service.limits import check_channels, check_query
+from service.records import clock_from_meta, clock_to_meta
+from service.residency import Entry, Live, Residency, session_not_found
+from service.schemas import SessionCreate
+from service.sessions import Admitted, Reply, Session, SessionSettings, new_session
+from service.settings import Settings
+from service.stores import Store
+from service.wire import Frame
+
+T = TypeVar("T")
+
+_SESSION_ID: Final = re.compile(r"[0-9a-f]{32}")
+
+
+class SessionManager:
+    """Creates, finds, advances and deletes sessions. Lives on one event loop.
+
+    Futures fail with ``KSSMError``: `session_not_found` for what is absent or foreign, `draining`
+    once ``drain`` was called, and what the operation itself adds.
+    """
+
+    def __init__(
+        self, settings: Settings, model: str, engine: Engine, store: Store, state_key: bytes
+    ) -> None:
+        self.model = model
+        self._settings = settings
+        self._engine = engine
+        self._store = store
+        self._residency = Residency(engine, store, state_key, settings.max_in_flight)
+        self._sessions = 0
+        self._draining = False
+
+    @property
+    def sessions(self) -> int:
+        """Number of sessions, in the engine or at rest."""
+        return self._sessions
+
+    async def start(self) -> None:
+        """Learn how many sessions the store holds."""
+        self._sessions = await self._store.count()
+
+    def create(self, tenant: str, request: SessionCreate) -> asyncio.Future[Session]:
+        """A new session that has seen the request's prompt.
+
+        Adds `model_not_found`, `session_limit`, `rows_exhausted` and what is wrong with the
+        request.
+        """
+        if self._draining:
+            return failed(draining())
+        return asyncio.ensure_future(self._create(tenant, request))
+
+    def append(
+        self, tenant: str, session_id: str, frame: Frame, attachment: int | None = None
+    ) -> asyncio.Future[Reply]:
+        """Apply a frame. Adds `seq_gap` and what is wrong with the frame.
+
+        ``attachment`` is given by a connection that addresses the session by its handle, which
+        ends when another connection attaches.
+        """
+        if self._draining:
+            return failed(draining())
+        if not _SESSION_ID.fullmatch(session_id):
+            return failed(session_not_found())
+        entry = self._residency.entry(tenant, session_id)
+        return entry.lane.run(partial(self._start_append, entry, frame, attachment))
+
+    def forecast(
+        self,
+        tenant: str,
+        session_id: str,
+        horizon: int | None = None,
+        quantiles: Sequence[float] | None = None,
+    ) -> asyncio.Future[Reply]:
+        """A forecast of the session as it is; None stands for the session's own settings."""
+
+        async def work(live: Live) -> Reply:
+            own = live.session.settings
+            wanted = own.quantiles if quantiles is None else quantiles
+            steps = own.horizon if horizon is None else horizon
+            levels = check_query(self._settings, own.channels, steps, wanted)
+            future = self._engine.forecast(live.rows, steps, levels)
+            return Reply(live.session.next_seq - 1, await asyncio.wrap_future(future))
+
+        return self._run(tenant, session_id, work)
+
+    def attach(self, tenant: str, session_id: str) -> asyncio.Future[tuple[Session, int]]:
+        """The session and a number that holds until the next attach."""
+
+        async def work(live: Live) -> tuple[Session, int]:
+            live.session.attachments += 1
+            return live.session, live.session.attachments
+
+        return self._run(tenant, session_id, work)
+
+    def get(self, tenant: str, session_id: str) -> asyncio.Future[Session]:
+        """The session."""
+
+        async def work(live: Live) -> Session:
+            return live.session
+
+        return self._run(tenant, session_id, work)
+
+    def reset(self, tenant: str, session_id: str) -> asyncio.Future[Session]:
+        """Forget the signal; the session's ``seq`` runs on."""
+
+        async def work(live: Live) -> Session:
+            await asyncio.wrap_future(self._engine.reset(live.rows))
+            live.session.reset()
+            live.dirty = True
+            return live.session
+
+        return self._run(tenant, session_id, work)
+
+    def fork(self, tenant: str, session_id: str) -> asyncio.Future[Session]:
+        """A new session that continues from a copy. Adds `session_limit`, `rows_exhausted`."""
+
+        async def work(live: Live) -> Session:
+            self._reserve()
+            try:
+                channels = live.session.settings.channels
+                attempt = partial(self._engine.fork, live.rows)
+                rows = await self._residency.open_rows(channels, attempt)
+            except BaseException:
+                self._sessions -= 1
+                raise
+            copy = live.session.fork(_new_id())
+            self._residency.adopt(copy, rows)
+            return copy
+
+        return self._run(tenant, session_id, work)
+
+    def export_state(self, tenant: str, session_id: str) -> asyncio.Future[bytes]:
+        """The session's signed state."""
+
+        async def work(live: Live) -> bytes:
+            return await self._residency.export(live, clock_to_meta(live.session.clock))
+
+        return self._run(tenant, session_id, work)
+
+    def import_state(self, tenant: str, session_id: str, blob: bytes) -> asyncio.Future[Session]:
+        """Continue from an exported state. Adds the codes of ``StateError``."""
+
+        async def work(live: Live) -> Session:
+            tensors, meta = self._residency.decode(live.session, blob)
+            await asyncio.wrap_future(self._engine.load(live.rows, tensors))
+            live.session.restore_clock(clock_from_meta(meta))
+            live.dirty = True
+            return live.session
+
+        return self._run(tenant, session_id, work)
+
+    def delete(self, tenant: str, session_id: str) -> asyncio.Future[None]:
+        """End the session and forget it."""
+        if not _SESSION_ID.fullmatch(session_id):
+            return failed(session_not_found())
+        entry = self._residency.entry(tenant, session_id)
+        return entry.lane.run(lambda: in_task(self._delete(entry)))
+
+    async def drain(self) -> None:
+        """Refuse new frames and sessions, wait for the accepted ones."""
+        self._draining = True
+        await self._residency.settle()
+
+    async def flush(self) -> None:
+        """Write what changed to a durable store."""
+        if self._store.durable:
+            await self._residency.flush()
+
+    def _run(
+        self, tenant: str, session_id: str, work: Callable[[Live], Coroutine[Any, Any, T]]
+    ) -> asyncio.Future[T]:
+        if self._draining:
+            return failed(draining())
+        if not _SESSION_ID.fullmatch(session_id):
+            return failed(session_not_found())
+        entry = self._residency.entry(tenant, session_id)
+        return entry.lane.run(lambda: in_task(self._with_live(entry, work)))
+
+    async def _with_live(self, entry: Entry, work: Callable[[Live], Coroutine[Any, Any, T]]) -> T:
+        return await work(await self._residency.live(entry))
+
+    def _start_append(self, entry: Entry, frame: Frame, attachment: int | None) -> Started[Reply]:
+        if entry.live is None:
+            return in_task(self._append_cold(entry, frame, attachment))
+        return self._append_live(entry.live, frame, attachment)
+
+    async def _append_cold(self, entry: Entry, frame: Frame, attachment: int | None) -> Reply:
+        live = await self._residency.live(entry)
+        started = self._append_live(live, frame, attachment)
+        await asyncio.wait([started.future])
+        return started.finish(started.future)
+
+    def _append_live(self, live: Live, frame: Frame, attachment: int | None) -> Started[Reply]:
+        session = live.session
+        if attachment is not None and attachment != session.attachments:
+            raise session_not_found()
+        admitted = session.admit(frame)
+        if isinstance(admitted, Reply):
+            return at_once(admitted)
+        future = self._engine.append(
+            live.rows,
+            admitted.values,
+            dt=admitted.dt,
+            horizon=session.settings.horizon,
+            levels=session.settings.quantiles,
+        )
+        return Started(asyncio.wrap_future(future), partial(_finish_append, live, admitted))
+
+    async def _create(self, tenant: str, request: SessionCreate) -> Session:
+        if request.model not in {None, self.model}:
+            raise NotFoundError("there is no such model", code="model_not_found")
+        check_channels(self._settings, request.channels)
+        levels = check_query(self._settings, request.channels, request.horizon, request.quantiles)
+        interval = request.sample_interval
+        settings = SessionSettings(request.channels, request.horizon, levels, interval)
+        session = new_session(_new_id(), tenant, settings)
+        prompt = _parse_prompt(session, request)
+        self._reserve()
+        try:
+            rows = await self._open(session, prompt)
+        except BaseException:
+            self._sessions -= 1
+            raise
+        self._residency.adopt(session, rows)
+        return session
+
+    async def _open(self, session: Session, prompt: Admitted | None) -> int:
+        channels = session.settings.channels
+        rows = await self._residency.open_rows(channels, lambda: self._engine.open(channels))
+        if prompt is not None:
+            try:
+                future = self._engine.append(rows, prompt.values, dt=prompt.dt, want_forecast=False)
+                await asyncio.wrap_future(future)
+            except BaseException:
+                await self._residency.release(rows)
+                raise
+            session.clock = prompt.clock
+        return rows
+
+    async def _delete(self, entry: Entry) -> None:
+        stored = await self._store.delete(entry.tenant, entry.session_id)
+        live, entry.live = entry.live, None
+        self._residency.discard(entry)
+        if live is not None:
+            await self._residency.release(live.rows)
+        elif not stored:
+            raise session_not_found()
+        self._sessions -= 1
+
+    def _reserve(self) -> None:
+        if self._sessions >= self._settings.max_sessions:
+            message = f"the server holds {self._sessions} sessions, its limit"
+            raise CapacityError(message, code="session_limit")
+        self._sessions += 1
+
+
+def _finish_append(live: Live, admitted: Admitted, future: asyncio.Future[Any]) -> Reply:
+    try:
+        result = future.result()
+    except KSSMError as error:
+        if error.details.get("applied"):
+            live.session.commit(admitted, None)
+            live.dirty = True
+        raise
+    live.dirty = True
+    return live.session.commit(admitted, result)
+
+
+def _parse_prompt(session: Session, request: SessionCreate) -> Admitted | None:
+    if request.prompt is None and request.timestamps is None:
+        return None
+    values = samples.rows(request.prompt)
+    stamps = None if request.timestamps is None else samples.timestamps(request.timestamps)
+    return session.admit_prompt(values, stamps)
+
+
+def _new_id() -> str:
+    return secrets.token_hex(16)

@@ -1,0 +1,72 @@
+"""A session as a store's record: everything but the engine's state, as JSON, exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kssm.runtime import ForecastResult
+from service.sessions import Clock, Reply, ReplyCache, Session, SessionSettings
+from service.wire import dumps, loads
+
+
+def encode_session(session: Session) -> bytes:
+    """The session's settings, position, clock and kept answers."""
+    settings = session.settings
+    return dumps(
+        {
+            "channels": settings.channels,
+            "horizon": settings.horizon,
+            "quantiles": settings.quantiles,
+            "sample_interval": settings.sample_interval,
+            "next_seq": session.next_seq,
+            "clock": [session.clock.interval, session.clock.last],
+            "replies": [_pack(reply) for reply in session.replies],
+        }
+    )
+
+
+def decode_session(tenant: str, session_id: str, body: bytes) -> Session:
+    """The session that ``encode_session`` wrote."""
+    fields = loads(body)
+    settings = SessionSettings(
+        fields["channels"],
+        fields["horizon"],
+        tuple(fields["quantiles"]),
+        fields["sample_interval"],
+    )
+    replies = ReplyCache(_unpack(packed) for packed in fields["replies"])
+    clock = Clock(*fields["clock"])
+    return Session(session_id, tenant, settings, fields["next_seq"], clock, replies)
+
+
+def clock_to_meta(clock: Clock) -> dict[str, str]:
+    """A clock as the strings that travel with an exported state."""
+    fields = {"clock_interval": clock.interval, "clock_last": clock.last}
+    return {name: repr(value) for name, value in fields.items() if value is not None}
+
+
+def clock_from_meta(meta: dict[str, str]) -> Clock:
+    """The clock that ``clock_to_meta`` wrote."""
+    interval, last = meta.get("clock_interval"), meta.get("clock_last")
+    return Clock(
+        None if interval is None else float(interval), None if last is None else float(last)
+    )
+
+
+def _pack(reply: Reply) -> list[Any]:
+    result = reply.result
+    if result is None:
+        return [reply.seq]
+    arrays = [np.ascontiguousarray(a) for a in (result.quantiles, result.tail, result.score)]
+    return [reply.seq, result.horizon, result.levels, *arrays]
+
+
+def _unpack(packed: list[Any]) -> Reply:
+    if len(packed) == 1:
+        return Reply(packed[0], None)
+    seq, horizon, levels, quantiles, tail, score = packed
+    arrays = {"quantiles": quantiles, "tail": tail, "score": score}
+    floats = {name: np.array(array, dtype=np.float64) for name, array in arrays.items()}
+    return Reply(seq, ForecastResult(horizon=horizon, levels=tuple(levels), **floats))

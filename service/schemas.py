@@ -1,0 +1,232 @@
+"""What travels as JSON, as pydantic models: strict, closed, with examples.
+
+Sample values and timestamps are declared here for the documentation and checked by
+``service.wire``, which answers with the codes that name what is wrong with them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+_NUMBER_OR_NULL = {"anyOf": [{"type": "number"}, {"type": "null"}]}
+Column = Annotated[object, WithJsonSchema({"type": "array", "items": _NUMBER_OR_NULL})]
+"""Samples of one series in order of time; null is missing."""
+Rows = Annotated[
+    object,
+    WithJsonSchema({"type": "array", "items": {"type": "array", "items": _NUMBER_OR_NULL}}),
+]
+"""One row a sample, one number or null a channel."""
+RowsOrBase64 = Annotated[
+    object,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": "array", "items": _NUMBER_OR_NULL}},
+                {"type": "string", "contentEncoding": "base64"},
+            ]
+        }
+    ),
+]
+"""Rows, or base64 of little-endian float32 [samples, channels] where NaN is missing."""
+Timestamps = Annotated[
+    object,
+    WithJsonSchema({"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "string"}]}}),
+]
+"""Unix seconds or ISO 8601, one a sample, strictly increasing."""
+RequestId = Annotated[str, Field(max_length=256)]
+Interval = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """No conversions, no unknown fields, immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Series(Strict):
+    """One history to forecast from."""
+
+    id: str | int | None = None
+    values: Column
+    timestamps: Timestamps | None = None
+
+
+class ForecastRequest(Strict):
+    """A batch of histories of any lengths and what to forecast for each."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "series": [{"id": "a", "values": [1.0, 2.0, None, 4.0, 5.0]}],
+                    "horizon": 4,
+                    "quantiles": [0.1, 0.5, 0.9],
+                }
+            ]
+        }
+    )
+    model: str | None = None
+    series: Annotated[list[Series], Field(min_length=1)]
+    horizon: int = 24
+    quantiles: list[float] = [0.1, 0.5, 0.9]
+
+
+class SeriesForecast(BaseModel):
+    """The forecast of one series; ``mean`` is the median."""
+
+    id: str | int | None
+    mean: list[float]
+    quantiles: dict[str, list[float]]
+
+
+class ForecastResponse(BaseModel):
+    """The forecasts in the order of the request's series."""
+
+    model: str
+    forecasts: list[SeriesForecast]
+
+
+class SessionCreate(Strict):
+    """A new session; ``prompt`` is history to start from."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"channels": 1, "horizon": 24, "prompt": [[1.0], [2.0], [3.0]]}]
+        }
+    )
+    model: str | None = None
+    channels: Annotated[int, Field(ge=1)] = 1
+    horizon: int = 24
+    quantiles: list[float] = [0.1, 0.5, 0.9]
+    prompt: Rows | None = None
+    timestamps: Timestamps | None = None
+    sample_interval: Interval | None = None
+
+
+class SessionInfo(BaseModel):
+    """What a session is and the ``seq`` its next frame must carry."""
+
+    session_id: str
+    model: str
+    channels: int
+    horizon: int
+    quantiles: list[float]
+    sample_interval: float | None
+    next_seq: int
+
+
+class Frames(Strict):
+    """Samples that follow those sent before."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"seq": 0, "values": [[1.0]]}]})
+    seq: int
+    values: RowsOrBase64
+    timestamps: Timestamps | None = None
+
+
+class Anomaly(BaseModel):
+    """How surprising the frame was, given the forecast made before it."""
+
+    score: float | None
+    tail_probability: float | None
+
+
+class SessionForecast(BaseModel):
+    """The forecast after frame ``seq``: one list of ``horizon`` values a channel a quantile."""
+
+    session: str
+    seq: int
+    horizon: int
+    quantiles: dict[str, list[list[float]]]
+    anomaly: list[Anomaly]
+
+
+class ForecastOptions(Strict):
+    """Another horizon or other quantiles than the session's, for this forecast only."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"horizon": 48}]})
+    horizon: int | None = None
+    quantiles: list[float] | None = None
+
+
+class Model(BaseModel):
+    """A model the server answers for."""
+
+    id: str
+    fingerprint: str
+    quantiles: list[float]
+    head_horizon: int
+
+
+class Models(BaseModel):
+    """The models the server answers for; the first is the default."""
+
+    models: list[Model]
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong; some codes add facts, such as ``expected_seq``."""
+
+    model_config = ConfigDict(extra="allow")
+    code: str
+    message: str
+    retryable: bool
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class StreamCreate(SessionCreate):
+    """``session.create`` over the WebSocket."""
+
+    type: Literal["session.create"]
+    encoding: Literal["json", "binary"] = "json"
+    request_id: RequestId | None = None
+
+
+class StreamAttach(Strict):
+    """``session.attach``: continue a session on this connection."""
+
+    type: Literal["session.attach"]
+    session: str
+    encoding: Literal["json", "binary"] = "json"
+    request_id: RequestId | None = None
+
+
+class StreamForecast(ForecastOptions):
+    """``forecast.create``: a forecast without a new frame."""
+
+    type: Literal["forecast.create"]
+    session: str
+    request_id: RequestId | None = None
+
+
+class StreamReset(Strict):
+    """``session.reset``: forget the signal, keep the session."""
+
+    type: Literal["session.reset"]
+    session: str
+    request_id: RequestId | None = None
+
+
+class StreamClose(Strict):
+    """``session.close``: delete the session."""
+
+    type: Literal["session.close"]
+    session: str
+    request_id: RequestId | None = None
+
+
+class Keepalive(Strict):
+    """``keepalive``: answered with an ack, nothing else happens."""
+
+    type: Literal["keepalive"]
+    request_id: RequestId | None = None
+
+
+Control = StreamCreate | StreamAttach | StreamForecast | StreamReset | StreamClose | Keepalive
