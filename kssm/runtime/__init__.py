@@ -1,0 +1,8 @@
+"""The runtime: many streaming sessions of one forecaster on one device."""
+
+from kssm.runtime.config import EngineConfig
+from kssm.runtime.engine import Engine
+from kssm.runtime.jobs import ForecastResult
+from kssm.runtime.statistics import EngineStats
+
+__all__ = ["Engine", "EngineConfig", "EngineStats", "ForecastResult"]

@@ -1,0 +1,166 @@
+"""The state arena: every row's state in one tensor per state entry.
+
+Row 0 of each tensor is padding, for models to scribble on; rows 1 ... capacity are handed out as
+slots. A slot has a generation that grows when it is freed, so a handle kept too long is told
+apart from the slot's next owner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kssm.errors import CapacityError, StateError
+from kssm.runtime.contract import Slots, State, StateSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A handle on allocated rows: ``slots`` [n] index the arena's tensors."""
+
+    slots: Slots
+    generations: Slots
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+
+class Arena:
+    """Allocates, copies and frees state rows; not thread-safe, its owner is one thread.
+
+    ``initial`` is the state of one fresh row ([1, ...] per entry). The arena starts with
+    ``rows`` rows and doubles when they run out, up to ``max_rows``; growing replaces the tensors
+    of ``tensors`` and bumps ``version``.
+    """
+
+    def __init__(
+        self,
+        spec: StateSpec,
+        initial: State,
+        *,
+        rows: int,
+        max_rows: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._initial = {
+            name: initial[name].detach().to(device, dtype).reshape(1, *shape).clone()
+            for name, (shape, dtype) in spec.items()
+        }
+        self._device = torch.device(device)
+        self._max_rows = max_rows
+        self._free: list[int] = []
+        self._generations = np.zeros(1, dtype=np.int64)
+        self._taken = np.zeros(1, dtype=np.bool_)
+        self.tensors: State = {name: row.clone() for name, row in self._initial.items()}
+        self.version = 0
+        self._grow(min(rows, max_rows))
+
+    @property
+    def capacity(self) -> int:
+        """Rows that exist on the device, padding not counted."""
+        return len(self._generations) - 1
+
+    @property
+    def used(self) -> int:
+        """Rows that are allocated."""
+        return self.capacity - len(self._free)
+
+    @property
+    def max_rows(self) -> int:
+        """Rows the arena may grow to."""
+        return self._max_rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arena's tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def allocate(self, count: int) -> Rows:
+        """Take ``count`` fresh rows; all or none.
+
+        Raises CapacityError ``rows_exhausted`` when the arena is full.
+        """
+        self._reserve(count)
+        slots = np.array([self._free.pop() for _ in range(count)], dtype=np.int64)
+        self._taken[slots] = True
+        rows = Rows(slots, self._generations[slots])
+        self.reset(rows)
+        return rows
+
+    def free(self, rows: Rows) -> None:
+        """Give rows back and zero them; their handles become stale."""
+        slots = self.check(rows)
+        index = self.index(slots)
+        for tensor in self.tensors.values():
+            tensor.index_fill_(0, index, 0)
+        self._generations[slots] += 1
+        self._taken[slots] = False
+        self._free.extend(slots[::-1].tolist())
+
+    def reset(self, rows: Rows) -> None:
+        """Make the rows fresh again."""
+        index = self.index(self.check(rows))
+        for name, tensor in self.tensors.items():
+            fresh = self._initial[name]
+            tensor.index_copy_(0, index, fresh.expand(len(rows), *fresh.shape[1:]))
+
+    def copy(self, source: Rows, target: Rows) -> None:
+        """Copy ``source``'s state into ``target``, row by row."""
+        self.write(self.check(target), self.gather(self.check(source)))
+
+    def gather(self, slots: Slots) -> State:
+        """A copy of the state at ``slots`` (0 = the padding row), [len(slots), ...] per entry."""
+        index = self.index(slots)
+        return {name: tensor.index_select(0, index) for name, tensor in self.tensors.items()}
+
+    def write(self, slots: Slots, state: State) -> None:
+        """Overwrite the state at ``slots`` with ``state`` ([len(slots), ...] per entry)."""
+        index = self.index(slots)
+        for name, tensor in self.tensors.items():
+            tensor.index_copy_(0, index, state[name])
+
+    def check(self, rows: Rows) -> Slots:
+        """The rows' slots; StateError ``stale_handle`` when they were freed meanwhile."""
+        slots = rows.slots
+        current = (self._generations[slots] == rows.generations) & self._taken[slots]
+        if not current.all():
+            raise StateError("the rows were already freed", code="stale_handle")
+        return slots
+
+    def index(self, slots: Slots) -> Tensor:
+        """``slots`` as a tensor on the arena's device."""
+        return torch.from_numpy(slots).to(self._device)
+
+    def _reserve(self, count: int) -> None:
+        needed = self.used + count
+        if needed > self._max_rows:
+            raise CapacityError(
+                f"all {self._max_rows} state rows are in use", code="rows_exhausted"
+            )
+        capacity = max(self.capacity, 1)
+        while capacity < needed:
+            capacity *= 2
+        if capacity > self.capacity:
+            self._grow(min(capacity, self._max_rows))
+
+    def _grow(self, capacity: int) -> None:
+        old = self.capacity
+        try:
+            grown = {name: self._extended(name, capacity) for name in self.tensors}
+        except RuntimeError as error:  # the device's memory ended before max_rows did
+            raise CapacityError("no memory for more state rows", code="rows_exhausted") from error
+        self.tensors = grown
+        self.version += 1
+        extra = capacity - old
+        self._generations = np.concatenate([self._generations, np.zeros(extra, dtype=np.int64)])
+        self._taken = np.concatenate([self._taken, np.zeros(extra, dtype=np.bool_)])
+        self._free[:0] = range(capacity, old, -1)
+
+    def _extended(self, name: str, capacity: int) -> Tensor:
+        tensor = self.tensors[name]
+        grown = tensor.new_zeros((capacity + 1, *tensor.shape[1:]))
+        grown[: len(tensor)] = tensor
+        return grown

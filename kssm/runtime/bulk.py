@@ -1,0 +1,115 @@
+"""The bulk half of a tick: chunks of prompts and of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kssm.errors import KSSMError
+from kssm.runtime.contract import State
+from kssm.runtime.executor import Executor, Prefilled, finite_rows, join, split
+from kssm.runtime.jobs import Append, Predict
+from kssm.runtime.outcomes import Outcome, attempt, fail, numerical_fault
+from kssm.runtime.reads import Reader, slots_of, spans
+from kssm.runtime.schedule import Slice, group_chunks
+from kssm.runtime.statistics import Recorder
+
+
+class Bulk:
+    """Runs chunks through the forecaster's parallel form; keeps no jobs of its own.
+
+    A prompt's rows live outside the arena until its last chunk turned out finite.
+    """
+
+    def __init__(self, executor: Executor, reader: Reader, recorder: Recorder) -> None:
+        self._executor = executor
+        self._reader = reader
+        self._recorder = recorder
+
+    def run(self, work: Sequence[tuple[Slice, Append | Predict]]) -> list[Outcome]:
+        """Run one tick's chunks; returns what ended."""
+        outcomes: list[Outcome] = []
+        prompts: dict[Slice, Append] = {}
+        for chunk, job in work:
+            if isinstance(job, Predict):
+                outcomes += self._predict(job, chunk)
+            else:
+                prompts[chunk] = job
+        for group in group_chunks(list(prompts)):
+            outcomes += self._prompts([(chunk, prompts[chunk]) for chunk in group])
+        return outcomes
+
+    def _prompts(self, work: Sequence[tuple[Slice, Append]]) -> list[Outcome]:
+        result = attempt(lambda: self._digest(work, self._prefill(work)))
+        return fail([job for _, job in work], result) if isinstance(result, KSSMError) else result
+
+    def _prefill(self, work: Sequence[tuple[Slice, Append]]) -> Prefilled:
+        states = [self._state(job) for _, job in work]
+        rows = [
+            (column, job.dt[chunk.start : chunk.stop])
+            for chunk, job in work
+            for column in job.values[chunk.start : chunk.stop].T
+        ]
+        self._recorder.tokens_prefilled += sum(len(values) for values, _ in rows)
+        return self._executor.prefill(join(states), rows)
+
+    def _state(self, job: Append) -> State:
+        if job.state is None:
+            return self._executor.arena.gather(job.session.rows.slots)
+        return job.state
+
+    def _digest(self, work: Sequence[tuple[Slice, Append]], output: Prefilled) -> list[Outcome]:
+        faults: list[Outcome] = []
+        ended: list[Append] = []
+        for (chunk, job), (start, stop) in zip(work, spans([job for _, job in work]), strict=True):
+            if not output.finite[start:stop].all():
+                fault = numerical_fault("the state left the finite range")
+                faults.append(Outcome(job, error=fault))
+                continue
+            job.state = split(output.state, start, stop)
+            np.fmin(job.tail, output.tail[start:stop], out=job.tail)
+            if chunk.stop == job.tokens:
+                ended.append(job)
+        return [*faults, *self._finish(ended)]
+
+    def _finish(self, jobs: Sequence[Append]) -> list[Outcome]:
+        if not jobs:
+            return []
+        states = [job.state for job in jobs if job.state is not None]
+        self._executor.arena.write(slots_of(jobs), join(states))
+        return self._reader.answer(jobs)
+
+    def _predict(self, job: Predict, chunk: Slice) -> list[Outcome]:
+        result = attempt(lambda: self._predict_chunk(job, chunk))
+        return fail([job], result) if isinstance(result, KSSMError) else result
+
+    def _predict_chunk(self, job: Predict, chunk: Slice) -> list[Outcome]:
+        """Advance the batch's rows, longest first, that reach into the chunk."""
+        batch = job.batches[0]
+        if job.state is None:
+            job.state = self._executor.initial_state(len(batch))
+        rows = [
+            (values[chunk.start : chunk.stop], dt[chunk.start : chunk.stop])
+            for values, dt in (job.series[index] for index in batch)
+            if len(values) > chunk.start
+        ]
+        self._recorder.tokens_prefilled += sum(len(values) for values, _ in rows)
+        output = self._executor.prefill(split(job.state, 0, len(rows)), rows)
+        job.state = join([output.state, split(job.state, len(rows), len(batch))])
+        if chunk.stop < len(job.series[batch[0]][0]):
+            return []
+        return self._finish_batch(job, batch)
+
+    def _finish_batch(self, job: Predict, batch: Sequence[int]) -> list[Outcome]:
+        assert job.state is not None
+        quantiles = self._executor.forecast_state(job.state, job.query)
+        sound = self._executor.fetch(finite_rows(job.state)) & ~np.isinf(quantiles).any(axis=(1, 2))
+        if not sound.all():
+            series = batch[int(np.argmin(sound))]
+            fault = numerical_fault("a series' forecast is not finite", series=series)
+            return [Outcome(job, error=fault)]
+        job.quantiles[batch] = quantiles
+        job.state = None
+        job.batches.popleft()
+        return [] if job.batches else [Outcome(job, job.quantiles)]

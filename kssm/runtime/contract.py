@@ -1,0 +1,91 @@
+"""What the runtime needs of a forecaster, and nothing else of it.
+
+``kssm.forecast.SignalForecaster`` satisfies these protocols; so does any other object with the
+same four methods, which is how the runtime is tested without a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+StateSpec = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+State = dict[str, Tensor]
+Floats = NDArray[np.float64]
+Slots = NDArray[np.int64]
+
+
+class StepOutput(Protocol):
+    """One step's result for N rows; an unhealthy row's state was not advanced."""
+
+    @property
+    def tail(self) -> Tensor:
+        """[N] float64: tail probability of each sample, NaN where there is no score."""
+        ...
+
+    @property
+    def healthy(self) -> Tensor:
+        """[N] bool: the row's new state is finite and was written."""
+        ...
+
+
+class PrefillOutput(Protocol):
+    """The result of B rows' T tokens."""
+
+    @property
+    def state(self) -> State:
+        """New tensors [B, ...], the state after each row's last valid token."""
+        ...
+
+    @property
+    def tail(self) -> Tensor:
+        """[B, T] float64: tail probability of each sample, NaN where there is no score."""
+        ...
+
+
+class Forecaster(Protocol):
+    """A recurrent forecaster whose rows are independent of one another.
+
+    ``step_`` either raises before it changes the arena or advances every healthy row.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of configuration and weights."""
+        ...
+
+    def state_spec(self) -> StateSpec:
+        """Name -> (shape of one row, dtype) of every state entry."""
+        ...
+
+    def initial_state(self, rows: int) -> State:
+        """The state of ``rows`` rows that have seen nothing."""
+        ...
+
+    def prefill(
+        self,
+        values: Tensor,
+        state: State,
+        lengths: Tensor | None = None,
+        dt: Tensor | None = None,
+    ) -> PrefillOutput:
+        """Consume values [B, T] float64 (NaN = missing) from ``state``."""
+        ...
+
+    def step_(
+        self, values: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None
+    ) -> StepOutput:
+        """Advance the arena's rows ``slots`` [N] (-1 = padding) by values [N] in place."""
+        ...
+
+    def forecast(self, state: State, horizon: int, levels: Sequence[float]) -> Tensor:
+        """Quantiles [B, horizon, len(levels)] float64; ``state`` is not modified.
+
+        A row that has seen no value yet has no forecast: NaN throughout.
+        """
+        ...

@@ -1,0 +1,242 @@
+"""The engine: one thread that owns model, arena and device, and the calls that reach it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from kssm.errors import CapacityError, KSSMError, NotFoundError
+from kssm.runtime.admission import Admission
+from kssm.runtime.arena import Arena
+from kssm.runtime.config import EngineConfig
+from kssm.runtime.contract import Floats, Forecaster
+from kssm.runtime.executor import Executor
+from kssm.runtime.jobs import Control, ForecastResult, Job, Open, Release, Session, SessionJob
+from kssm.runtime.requests import Requests
+from kssm.runtime.schedule import Schedule
+from kssm.runtime.statistics import EngineStats
+from kssm.runtime.validation import check_channels
+from kssm.runtime.worker import Worker
+
+DEFAULT_LEVELS = (0.1, 0.5, 0.9)
+DEFAULT_HORIZON = 24
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Serves many sessions of one forecaster from one device thread.
+
+    Every method may be called from any thread. Those that return a Future never raise: errors,
+    bad input included, come through the future as KSSMError. A session's jobs run in the order of
+    their submission; one that fails or is cancelled leaves the state as it was before it
+    (a forecast that turns out not finite after its samples were consumed says so in
+    ``details["applied"]``). Futures' callbacks run on the device thread and must be short.
+    """
+
+    def __init__(
+        self,
+        forecaster: Forecaster,
+        config: EngineConfig | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.forecaster = forecaster
+        self.config = config or EngineConfig()
+        self.device = torch.device(device)
+        self._condition = threading.Condition()
+        self._incoming: list[Job] = []
+        self._sessions: dict[int, Session] = {}
+        self._admission = Admission(self.config.max_pending)
+        self._requests = Requests(self.config, forecaster.state_spec())
+        self._worker = self._build()
+        self._thread: threading.Thread | None = None
+        self._closed: KSSMError | None = None
+        self._drain = True
+
+    def _build(self) -> Worker:
+        config = self.config
+        arena = Arena(
+            self.forecaster.state_spec(),
+            self.forecaster.initial_state(1),
+            rows=config.initial_rows,
+            max_rows=config.max_rows,
+            device=self.device,
+        )
+        executor = Executor(self.forecaster, arena, self.device)
+        schedule = Schedule(config.prefill_tokens, config.chunk_tokens)
+        return Worker(executor, schedule, self._admission, self._sessions)
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(drain=error is None)
+
+    def start(self) -> None:
+        """Start the device thread; jobs submitted before it wait for it."""
+        with self._condition:
+            if self._thread is not None or self._closed is not None:
+                raise RuntimeError("an engine starts once")
+            self._thread = threading.Thread(target=self._main, name="kssm-engine", daemon=True)
+        self._thread.start()
+
+    def close(self, drain: bool = True) -> None:
+        """Refuse new jobs, finish the accepted ones (``drain``) or fail them, stop the thread."""
+        with self._condition:
+            if self._closed is None:
+                self._closed = CapacityError("the engine is shutting down", code="draining")
+            self._drain = self._drain and drain
+            self._condition.notify()
+        if self._thread is None:
+            self._abandon(self._closed)
+        elif self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _main(self) -> None:
+        error: KSSMError = KSSMError("the engine stopped unexpectedly", code="internal")
+        try:
+            with torch.inference_mode():
+                while self._take():
+                    self._worker.tick()
+            error = self._closed or error
+        except BaseException:  # noqa: BLE001 - whatever it is, nobody may be left waiting
+            _log.exception("the device thread died")
+        finally:
+            self._abandon(error)
+
+    def _take(self) -> bool:
+        """Hand new jobs to the worker, waiting if there is nothing to do; False = stop."""
+        with self._condition:
+            while not (self._incoming or self._worker.busy or self._closed):
+                self._condition.wait()
+            if self._closed and not self._drain:
+                return False
+            jobs, self._incoming = self._incoming, []
+        self._worker.accept(jobs)
+        return self._worker.busy or not self._closed
+
+    def _abandon(self, error: KSSMError) -> None:
+        with self._condition:
+            self._closed = self._closed or error
+            jobs, self._incoming = self._incoming, []
+        self._worker.abort(error, jobs)
+
+    def _submit(self, request: Callable[[], Job]) -> Future[Any]:
+        try:
+            job = request()
+            self._admission.admit(job.lane, job.cost)
+            self._enqueue(job)
+        except KSSMError as error:
+            refused = Future[Any]()
+            refused.set_exception(error)
+            return refused
+        return job.future
+
+    def _enqueue(self, job: Job) -> None:
+        with self._condition:
+            try:
+                self._check_open(job)
+            except KSSMError:
+                self._admission.settle(job.lane, job.cost)
+                raise
+            self._incoming.append(job)
+            self._condition.notify()
+
+    def _check_open(self, job: Job) -> None:
+        if self._closed is not None:
+            raise self._closed
+        if isinstance(job, SessionJob):
+            self._session(job.session.key)
+            if isinstance(job, Release):
+                del self._sessions[job.session.key]
+
+    def _session(self, key: int) -> Session:
+        session = self._sessions.get(key)
+        if session is None:
+            raise NotFoundError("there is no such session", code="session_not_found")
+        return session
+
+    def open(self, channels: int) -> Future[int]:
+        """Create a session of ``channels`` rows; its key. CapacityError ``rows_exhausted``."""
+        return self._submit(lambda: Open(channels=check_channels(channels)))
+
+    def append(
+        self,
+        key: int,
+        values: Floats,
+        *,
+        dt: Floats | None = None,
+        horizon: int = DEFAULT_HORIZON,
+        levels: Sequence[float] = DEFAULT_LEVELS,
+        want_forecast: bool = True,
+    ) -> Future[ForecastResult]:
+        """Consume samples [samples, channels] (NaN = missing) and forecast what follows.
+
+        ``dt`` [samples] is the time since the previous sample in sample intervals (None = 1
+        each); longer gaps than 4 are bridged with missing samples.
+        """
+        asked = (horizon, levels) if want_forecast else None
+        return self._submit(lambda: self._requests.append(self._session(key), values, dt, asked))
+
+    def forecast(self, key: int, horizon: int, levels: Sequence[float]) -> Future[ForecastResult]:
+        """Forecast from the session's state as it is."""
+        return self._submit(lambda: self._requests.read(self._session(key), horizon, levels))
+
+    def reset(self, key: int) -> Future[None]:
+        """Forget everything the session has seen."""
+        return self._control(key, self._worker.reset)
+
+    def fork(self, key: int) -> Future[int]:
+        """Open a session that continues from a copy of this one's state; its key."""
+        return self._control(key, self._worker.fork)
+
+    def export(self, key: int) -> Future[dict[str, NDArray[Any]]]:
+        """A copy of the session's state, [channels, ...] per entry."""
+        return self._control(key, self._worker.export)
+
+    def release(self, key: int) -> Future[None]:
+        """End the session once its earlier jobs are done; no later job is accepted for it."""
+        return self._submit(
+            lambda: Release(session=self._session(key), action=self._worker.release, cost=0)
+        )
+
+    def load(self, key: int, tensors: Mapping[str, NDArray[Any]]) -> Future[None]:
+        """Replace the session's state. StateError unless the tensors fit model and session."""
+
+        def request() -> Job:
+            session = self._session(key)
+            copies = self._requests.state(tensors, session.channels)
+            return Control(session=session, action=partial(self._worker.load, tensors=copies))
+
+        return self._submit(request)
+
+    def predict(
+        self,
+        series: Sequence[Floats],
+        horizon: int,
+        levels: Sequence[float],
+        dt: Sequence[Floats | None] | None = None,
+    ) -> Future[Floats]:
+        """Forecast each of n series ([samples], NaN = missing) afresh: [n, horizon, Q]."""
+        return self._submit(lambda: self._requests.predict(series, dt, horizon, levels))
+
+    def stats(self) -> EngineStats:
+        """The engine's counters now."""
+        return self._worker.stats()
+
+    def _control(self, key: int, action: Callable[[Session], Any]) -> Future[Any]:
+        return self._submit(lambda: Control(session=self._session(key), action=action))

@@ -1,0 +1,124 @@
+"""Runs the forecaster over arena rows: the one place where numpy meets the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kssm.runtime.arena import Arena
+from kssm.runtime.contract import Floats, Forecaster, Slots, State, StepOutput
+from kssm.runtime.schedule import bucket
+from kssm.runtime.validation import Query
+
+
+class Prefilled(NamedTuple):
+    """Rows after a chunk: ``tail`` [B] is each row's smallest (NaN = none), ``finite`` [B] bool."""
+
+    state: State
+    tail: Floats
+    finite: NDArray[np.bool_]
+
+
+class Executor:
+    """Batches of numpy rows in, results out; owned by the device thread.
+
+    ``step`` and ``forecast`` return device tensors without waiting for the device; ``fetch`` and
+    ``prefill`` wait. On CUDA, batches are padded to powers of two.
+    """
+
+    def __init__(self, forecaster: Forecaster, arena: Arena, device: torch.device) -> None:
+        self._forecaster = forecaster
+        self._device = device
+        self._padded = device.type == "cuda"
+        self.arena = arena
+
+    def step(self, slots: Slots, values: Floats, dt: Floats) -> StepOutput:
+        """Advance rows ``slots`` [N] by one token each; outputs may be longer than N."""
+        rows = len(slots)
+        room = self._room(rows)
+        staged = np.empty((3, room))  # slots are small whole numbers: exact in float64
+        staged[:, rows:] = [[0.0], [1.0], [-1.0]]
+        staged[0, :rows], staged[1, :rows], staged[2, :rows] = values, dt, slots
+        moved_values, moved_dt, moved_slots = self._to_device(staged)
+        return self._forecaster.step_(
+            moved_values, self.arena.tensors, moved_slots.to(torch.int64), dt=moved_dt
+        )
+
+    def forecast(self, slots: Slots, query: Query) -> Tensor:
+        """Quantiles [B', horizon, Q] of rows ``slots`` [B], B' >= B."""
+        padding = np.zeros(self._room(len(slots)) - len(slots), dtype=np.int64)
+        state = self.arena.gather(np.concatenate([slots, padding]))
+        return self._forecaster.forecast(state, query.horizon, query.levels)
+
+    def forecast_state(self, state: State, query: Query) -> Floats:
+        """Quantiles [B, horizon, Q] of rows outside the arena."""
+        return self.fetch(self._forecaster.forecast(state, query.horizon, query.levels))
+
+    def prefill(self, state: State, rows: Sequence[tuple[Floats, Floats]]) -> Prefilled:
+        """Consume each row's (values [t], dt [t]) from ``state`` [B, ...]; t may differ."""
+        lengths = np.array([len(values) for values, _ in rows])
+        width = self._room(int(lengths.max()))
+        values, dt = np.full((len(rows), width), np.nan), np.ones((len(rows), width))
+        for row, (row_values, row_dt) in enumerate(rows):
+            values[row, : len(row_values)] = row_values
+            dt[row, : len(row_dt)] = row_dt
+        ragged = None if (lengths == width).all() else self._to_device(lengths)
+        output = self._forecaster.prefill(
+            self._to_device(values), state, lengths=ragged, dt=self._to_device(dt)
+        )
+        return Prefilled(
+            output.state,
+            self.fetch(lowest_tail(output.tail, ragged)),
+            self.fetch(finite_rows(output.state)),
+        )
+
+    def initial_state(self, rows: int) -> State:
+        """A fresh state of ``rows`` rows outside the arena."""
+        state = self._forecaster.initial_state(rows)
+        return {name: tensor.to(self._device) for name, tensor in state.items()}
+
+    def stage(self, arrays: Mapping[str, NDArray[Any]]) -> State:
+        """Host arrays as a state on the device."""
+        return {name: self._to_device(array) for name, array in arrays.items()}
+
+    def fetch(self, tensor: Tensor) -> NDArray[Any]:
+        """The tensor's values on the host, once the device has them."""
+        return tensor.cpu().numpy()
+
+    def _room(self, count: int) -> int:
+        return bucket(count) if self._padded else count
+
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def lowest_tail(tail: Tensor, lengths: Tensor | None) -> Tensor:
+    """Each row's smallest tail probability: [B, T] -> [B], NaN where no token has one."""
+    if lengths is not None:
+        position = torch.arange(tail.shape[1], device=tail.device)
+        tail = tail.masked_fill(position >= lengths[:, None], torch.nan)
+    lowest = tail.nan_to_num(nan=torch.inf).amin(1)
+    return lowest.masked_fill(lowest.isinf(), torch.nan)
+
+
+def finite_rows(state: State) -> Tensor:
+    """Which rows are finite in every entry: [B] bool."""
+    checks = [tensor.isfinite().reshape(len(tensor), -1).all(1) for tensor in state.values()]
+    return torch.stack(checks).all(0)
+
+
+def split(state: State, start: int, stop: int) -> State:
+    """Rows ``start`` ... ``stop`` - 1 of a state, as views."""
+    return {name: tensor[start:stop] for name, tensor in state.items()}
+
+
+def join(states: Sequence[State]) -> State:
+    """States one below the other."""
+    if len(states) == 1:
+        return states[0]
+    return {name: torch.cat([state[name] for state in states]) for name in states[0]}

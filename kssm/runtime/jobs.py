@@ -1,0 +1,129 @@
+"""What the engine is asked to do, after validation."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from kssm.runtime.admission import Lane
+from kssm.runtime.arena import Rows
+from kssm.runtime.contract import Floats, State
+from kssm.runtime.validation import Query
+
+
+@dataclass(frozen=True, eq=False)
+class ForecastResult:
+    """A session's forecast after a job.
+
+    ``quantiles`` is [channels, Q, horizon] (Q = horizon = 0 when none was wanted), ``tail`` and
+    ``score`` are [channels]: the smallest tail probability of the job's samples against the
+    forecasts made before them, and its negative decimal logarithm; NaN = no score.
+    """
+
+    quantiles: Floats
+    horizon: int
+    levels: tuple[float, ...]
+    tail: Floats
+    score: Floats
+
+
+@dataclass(eq=False)
+class Session:
+    """A stream as the device thread sees it."""
+
+    key: int
+    rows: Rows
+    queue: deque[SessionJob] = field(default_factory=deque)
+    active: bool = False
+    quarantined: bool = False
+
+    @property
+    def channels(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """A promise to a caller. ``cost`` tokens of ``lane`` are taken until it is settled."""
+
+    future: Future[Any] = field(default_factory=Future)
+    lane: Lane = Lane.STREAM
+    cost: int = 1
+
+
+@dataclass(eq=False, kw_only=True)
+class Open(Job):
+    """Create a session of ``channels`` rows; the result is its key."""
+
+    channels: int
+
+
+@dataclass(eq=False, kw_only=True)
+class SessionJob(Job):
+    """A job that waits for the session's earlier ones."""
+
+    session: Session
+
+
+@dataclass(eq=False, kw_only=True)
+class Control(SessionJob):
+    """Something done to a session at once; ``action`` runs on the device thread."""
+
+    action: Callable[[Session], Any]
+
+
+@dataclass(eq=False, kw_only=True)
+class Release(Control):
+    """The session's last job: it runs even when its future was cancelled."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Read(SessionJob):
+    """A forecast from the state as it is."""
+
+    query: Query
+    tail: Floats
+
+
+@dataclass(eq=False, kw_only=True)
+class Append(SessionJob):
+    """Tokens [tokens, channels] to consume, then a forecast if ``query`` is set.
+
+    ``state`` is, for stepwise work, the rows before the job (what a failure restores), and for
+    bulk work the rows so far (what success writes).
+    """
+
+    values: Floats
+    dt: Floats
+    query: Query | None
+    tail: Floats
+    item: int = 0
+    state: State | None = None
+
+    @property
+    def tokens(self) -> int:
+        return len(self.values)
+
+    @property
+    def stepwise(self) -> bool:
+        return self.lane is Lane.STREAM
+
+    @property
+    def simple(self) -> bool:
+        """One token of one row: the model's own guard makes it atomic."""
+        return self.values.size == 1
+
+
+@dataclass(eq=False, kw_only=True)
+class Predict(Job):
+    """Forecasts of whole series [tokens, 1], batch after batch (``batches`` index ``series``)."""
+
+    series: list[tuple[Floats, Floats]]
+    query: Query
+    batches: deque[list[int]]
+    quantiles: Floats
+    item: int = 0
+    state: State | None = None

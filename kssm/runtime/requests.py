@@ -1,0 +1,110 @@
+"""From a caller's arguments to a validated job; runs in the caller's thread."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kssm.errors import InvalidInputError
+from kssm.runtime.admission import Lane
+from kssm.runtime.config import EngineConfig
+from kssm.runtime.contract import Floats, StateSpec
+from kssm.runtime.jobs import Append, Predict, Read, Session
+from kssm.runtime.schedule import plan_batches
+from kssm.runtime.snapshot import check_tensors
+from kssm.runtime.validation import Query, check_query, check_series, to_tokens
+
+
+class Requests:
+    """Makes jobs; every method raises a KSSMError for what the device must never see."""
+
+    def __init__(self, config: EngineConfig, spec: StateSpec) -> None:
+        self._config = config
+        self._spec = spec
+
+    def append(
+        self,
+        session: Session,
+        values: Floats,
+        dt: Floats | None,
+        asked: tuple[int, Sequence[float]] | None,
+    ) -> Append:
+        """Whether the samples run as steps or in chunks depends on their number alone."""
+        config = self._config
+        tokens, steps = to_tokens(
+            values,
+            dt,
+            channels=session.channels,
+            max_gap=config.max_gap,
+            max_tokens=config.max_pending,
+        )
+        return Append(
+            session=session,
+            values=tokens,
+            dt=steps,
+            query=None if asked is None else self._query(*asked),
+            tail=np.full(session.channels, np.nan),
+            lane=Lane.STREAM if len(tokens) < config.prefill_min else Lane.BULK,
+            cost=tokens.size,
+        )
+
+    def read(self, session: Session, horizon: int, levels: Sequence[float]) -> Read:
+        """A forecast without new samples has no scores."""
+        query = self._query(horizon, levels)
+        return Read(session=session, query=query, tail=np.full(session.channels, np.nan))
+
+    def state(self, tensors: Mapping[str, NDArray[Any]], channels: int) -> dict[str, NDArray[Any]]:
+        """Private copies of checked state tensors."""
+        copies = {name: np.array(array) for name, array in tensors.items()}
+        check_tensors(copies, self._spec, channels)
+        return copies
+
+    def predict(
+        self,
+        series: Sequence[Floats],
+        dt: Sequence[Floats | None] | None,
+        horizon: int,
+        levels: Sequence[float],
+    ) -> Predict:
+        """Series of similar lengths share a batch."""
+        config = self._config
+        query = self._query(horizon, levels)
+        tokens = self._series(series, dt)
+        lengths = [len(values) for values, _ in tokens]
+        return Predict(
+            series=tokens,
+            query=query,
+            batches=deque(plan_batches(lengths, config.chunk_tokens, config.prefill_tokens)),
+            quantiles=np.empty((len(tokens), query.horizon, len(query.levels))),
+            lane=Lane.BULK,
+            cost=sum(lengths),
+        )
+
+    def _series(
+        self, series: Sequence[Floats], dt: Sequence[Floats | None] | None
+    ) -> list[tuple[Floats, Floats]]:
+        if not len(series):
+            raise InvalidInputError("there are no series", code="empty_frame")
+        if dt is not None and len(dt) != len(series):
+            raise InvalidInputError("dt needs one entry a series", code="invalid_timestamps")
+        spare = self._config.max_pending  # tokens that bridged gaps may add, in all
+        tokens: list[tuple[Floats, Floats]] = []
+        for index, samples in enumerate(series):
+            column = check_series(samples)
+            values, steps = to_tokens(
+                column,
+                None if dt is None else dt[index],
+                channels=1,
+                max_gap=self._config.max_gap,
+                max_tokens=len(column) + spare,
+            )
+            spare -= len(values) - len(column)
+            tokens.append((values[:, 0], steps))
+        return tokens
+
+    def _query(self, horizon: int, levels: Sequence[float]) -> Query:
+        return check_query(horizon, levels, self._config.max_horizon)

@@ -1,0 +1,99 @@
+"""The stepwise half of a tick: one batched step, and the forecasts it completes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kssm.errors import KSSMError
+from kssm.runtime.contract import Floats, StepOutput
+from kssm.runtime.executor import Executor, split
+from kssm.runtime.jobs import Append, Read
+from kssm.runtime.outcomes import Outcome, attempt, fail, numerical_fault
+from kssm.runtime.reads import Answer, Reader, slots_of, spans
+from kssm.runtime.schedule import Slice
+from kssm.runtime.statistics import Recorder
+
+Work = tuple[Slice, Append]
+
+
+class Streams:
+    """Runs one token of each job; keeps no jobs of its own.
+
+    A job is atomic: before its first token the rows of every job but the simplest are kept aside,
+    and a job that fails puts them back. (A job of one token and one row needs no copy: the model
+    does not advance an unhealthy row.)
+    """
+
+    def __init__(self, executor: Executor, reader: Reader, recorder: Recorder) -> None:
+        self._executor = executor
+        self._reader = reader
+        self._recorder = recorder
+
+    def run(self, work: Sequence[Work], reads: Sequence[Read]) -> list[Outcome]:
+        """Step ``work``, answer the jobs that end with it and ``reads``; returns what ended."""
+        if not work:
+            return self._reader.answer(reads)
+        started = time.perf_counter()
+        result = attempt(lambda: self._advance(work, reads))
+        if isinstance(result, KSSMError):
+            jobs = [job for _, job in work]
+            self._restore(jobs)
+            return [*fail(jobs, result), *self._reader.answer(reads)]
+        rows = sum(job.session.channels for _, job in work)
+        self._recorder.step(rows, time.perf_counter() - started)
+        return result
+
+    def _advance(self, work: Sequence[Work], reads: Sequence[Read]) -> list[Outcome]:
+        """Launch everything, then wait once."""
+        self._protect(work)
+        output = self._step(work)
+        ending = [job for step, job in work if step.stop == job.tokens]
+        answers = self._reader.launch([*ending, *reads])
+        tail, healthy = self._executor.fetch(output.tail), self._executor.fetch(output.healthy)
+        return self._digest(work, tail, healthy, answers)
+
+    def _step(self, work: Sequence[Work]) -> StepOutput:
+        values = np.concatenate([job.values[step.start] for step, job in work])
+        jobs = [job for _, job in work]
+        dt = np.repeat(
+            [job.dt[step.start] for step, job in work], [job.session.channels for job in jobs]
+        )
+        return self._executor.step(slots_of(jobs), values, dt)
+
+    def _digest(
+        self,
+        work: Sequence[Work],
+        tail: Floats,
+        healthy: NDArray[np.bool_],
+        answers: Sequence[Answer],
+    ) -> list[Outcome]:
+        jobs = [job for _, job in work]
+        faulty: set[Append] = set()
+        for job, (start, stop) in zip(jobs, spans(jobs), strict=True):
+            if healthy[start:stop].all():
+                np.fmin(job.tail, tail[start:stop], out=job.tail)
+            else:
+                faulty.add(job)
+        failed = [job for job in jobs if job in faulty]
+        self._restore(failed)
+        faults = [
+            Outcome(job, error=numerical_fault("the state left the finite range")) for job in failed
+        ]
+        return [*faults, *self._reader.collect(answers, faulty)]
+
+    def _protect(self, work: Sequence[Work]) -> None:
+        jobs = [job for step, job in work if step.start == 0 and not job.simple]
+        if not jobs:
+            return
+        kept = self._executor.arena.gather(slots_of(jobs))
+        for job, (start, stop) in zip(jobs, spans(jobs), strict=True):
+            job.state = split(kept, start, stop)
+
+    def _restore(self, jobs: Sequence[Append]) -> None:
+        for job in jobs:
+            if job.state is not None:
+                self._executor.arena.write(job.session.rows.slots, job.state)
