@@ -45,7 +45,7 @@ class CorpusConfig:
             raise InvalidInputError("corpus limits are out of range", code="invalid_config")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """Series of unequal length, stored flat on one device.
 

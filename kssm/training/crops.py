@@ -24,7 +24,7 @@ class CropConfig:
     of the logarithm of the final scale.
     """
 
-    factors: tuple[int, ...] = (1, 1, 1, 1, 1, 2, 3, 4, 6, 12)
+    factors: tuple[int, ...] = (*(1,) * 10, 2, 2, 3, 3, 4, 4, 6, 12, 12, 24)
     stretch: float = 0.05
     stretch_max: float = 4.0
     mixup: float = 0.15

@@ -66,18 +66,16 @@ def draw_day(sampler: Sampler) -> Tensor:
 
 def day_profiles(sampler: Sampler, day: Tensor) -> Tensor:
     """Three related profiles, ``[rows, KINDS, GRID]``; they meet at midnight."""
-    usual = smooth_profile(sampler, day)
-    opening = torch.sin(torch.pi * grid(sampler)).square()
-    saturday, sunday = (_variant(sampler, usual, day, opening) for _ in range(KINDS - 1))
-    return torch.stack([usual, saturday, sunday], dim=1)
+    drawn = smooth_profile(sampler.resized(KINDS * sampler.rows), day.repeat(KINDS, 1))
+    usual, *others = drawn.split(sampler.rows)
+    return torch.stack([usual, *(_variant(sampler, usual, other) for other in others)], dim=1)
 
 
-def _variant(sampler: Sampler, usual: Tensor, day: Tensor, opening: Tensor) -> Tensor:
-    """The usual profile at another size, or another profile, away from midnight."""
-    other = smooth_profile(sampler, day)
+def _variant(sampler: Sampler, usual: Tensor, other: Tensor) -> Tensor:
+    """The usual profile at another size, or mixed with another one, away from midnight."""
     mixed = torch.lerp(usual, other, sampler.uniform(0.0, 1.0) * sampler.gate(0.6))
     target = mixed * sampler.uniform(0.1, 1.3)
-    return torch.lerp(usual, target, opening)
+    return torch.lerp(usual, target, torch.sin(torch.pi * grid(sampler)).square())
 
 
 def day_kinds(sampler: Sampler, phase: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kssm.training.synthetic.gaussian import smooth_component
+from kssm.training.synthetic.gaussian import stationary_component
 from kssm.training.synthetic.sampler import Sampler, mixture
 from kssm.training.synthetic.signals import standardise
 from kssm.training.synthetic.trends import trend
@@ -21,7 +21,7 @@ def causal_graph(sampler: Sampler) -> Tensor:
     Three roots (cycles, coloured noise, one with a trend), then three nodes, each a random
     nonlinearity of a weighted sum of lagged earlier nodes, and a little noise.
     """
-    nodes = [smooth_component(sampler) for _ in range(ROOTS)]
+    nodes = list(stationary_component(sampler.resized(ROOTS * sampler.rows)).split(sampler.rows))
     nodes[-1] = nodes[-1] + sampler.gate(0.4) * trend(sampler)
     for _ in range(CHILDREN):
         nodes.append(standardise(_child(sampler, nodes)))

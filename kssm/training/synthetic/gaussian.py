@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from kssm.training.synthetic.periods import draw_periods
@@ -16,28 +15,28 @@ STEPS = 3
 
 def composed(sampler: Sampler) -> Tensor:
     """One component, then up to three more added or multiplied on, and white noise."""
-    x = component(sampler)
-    for _ in range(STEPS):
+    x, *others = component(sampler.resized((1 + STEPS) * sampler.rows)).split(sampler.rows)
+    for other in others:
         forms = [(0.25, _kept), (0.45, _added), (0.15, _multiplied), (0.15, _scaled)]
-        x = mixture(sampler, forms, x)
+        x = mixture(sampler, forms, x, other)
     noise = sampler.log_uniform(0.003, 0.5) * sampler.normal(sampler.length)
     return x + noise * x.std(1, keepdim=True)
 
 
-def _kept(_: Sampler, x: Tensor) -> Tensor:
+def _kept(_: Sampler, x: Tensor, other: Tensor) -> Tensor:  # noqa: ARG001
     return x
 
 
-def _added(sampler: Sampler, x: Tensor) -> Tensor:
-    return x + sampler.log_uniform(0.2, 2.0) * component(sampler)
+def _added(sampler: Sampler, x: Tensor, other: Tensor) -> Tensor:
+    return x + sampler.log_uniform(0.2, 2.0) * other
 
 
-def _multiplied(sampler: Sampler, x: Tensor) -> Tensor:
-    return x * component(sampler)
+def _multiplied(_: Sampler, x: Tensor, other: Tensor) -> Tensor:
+    return x * other
 
 
-def _scaled(sampler: Sampler, x: Tensor) -> Tensor:
-    return x * (1.0 + component(sampler))
+def _scaled(_: Sampler, x: Tensor, other: Tensor) -> Tensor:
+    return x * (1.0 + other)
 
 
 def component(sampler: Sampler) -> Tensor:
@@ -58,7 +57,6 @@ def line(sampler: Sampler) -> Tensor:
     return sampler.uniform(-3.0, 3.0) * relative_time(sampler) + sampler.normal()
 
 
-def smooth_component(sampler: Sampler) -> Tensor:
-    """A component that is finite, standardised and never constant (roots of causal graphs)."""
-    options = [(0.55, periodic), (0.45, coloured_noise)]
-    return torch.nan_to_num(mixture(sampler, options))
+def stationary_component(sampler: Sampler) -> Tensor:
+    """A cycle or coloured noise, standardised (roots of causal graphs)."""
+    return mixture(sampler, [(0.55, periodic), (0.45, coloured_noise)])

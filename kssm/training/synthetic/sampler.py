@@ -29,10 +29,12 @@ class Sampler:
     generator: torch.Generator
     device: torch.device
 
+    def _empty(self, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(self.rows, columns, dtype=dtype, device=self.device)
+
     def uniform(self, low: float, high: float, columns: int = 1) -> Tensor:
         """Uniform on [low, high)."""
-        draw = torch.rand(self.rows, columns, generator=self.generator, device=self.device)
-        return draw.mul_(high - low).add_(low)
+        return self._empty(columns).uniform_(low, high, generator=self.generator)
 
     def log_uniform(self, low: float, high: float, columns: int = 1) -> Tensor:
         """Uniform in the logarithm on [low, high), both positive."""
@@ -44,11 +46,12 @@ class Sampler:
 
     def chance(self, probability: float, columns: int = 1) -> Tensor:
         """Bool, true with ``probability``."""
-        return self.uniform(0.0, 1.0, columns) < probability
+        empty = self._empty(columns, torch.bool)
+        return empty.bernoulli_(probability, generator=self.generator)
 
     def gate(self, probability: float, columns: int = 1) -> Tensor:
         """The same as float: 1 with ``probability``, else 0."""
-        return self.chance(probability, columns).float()
+        return self._empty(columns).bernoulli_(probability, generator=self.generator)
 
     def integers(self, low: int, high: int, columns: int = 1) -> Tensor:
         """Int64, uniform on low ... high - 1."""

@@ -124,12 +124,13 @@ def heavy_noise(sampler: Sampler) -> Tensor:
 
 def observation_noise(sampler: Sampler) -> Tensor:
     """White, coloured or both, in three of ten rows with a slowly changing strength."""
-    options = [
-        (0.35, lambda s: standardise(heavy_noise(s))),
-        (0.45, coloured_noise),
-        (0.20, lambda s: 0.7 * coloured_noise(s) + 0.5 * standardise(heavy_noise(s))),
+    white = standardise(heavy_noise(sampler))
+    forms = [
+        (0.35, lambda _, x: x),
+        (0.45, lambda s, _: coloured_noise(s)),
+        (0.20, lambda s, x: 0.7 * coloured_noise(s) + 0.5 * x),
     ]
-    noise = mixture(sampler, options)
+    noise = mixture(sampler, forms, white)
     return mixture(sampler, [(0.7, lambda _, x: x), (0.3, _modulated)], noise)
 
 

@@ -32,11 +32,10 @@ def trend(sampler: Sampler) -> Tensor:
         (0.07, temporary_levels),
         (0.07, damped_trend),
     ]
-    total = torch.zeros(sampler.rows, sampler.length, device=sampler.device)
-    for _ in range(SLOTS):
-        weight = sampler.normal() * sampler.gate(SLOT_PROBABILITY)
-        total.addcmul_(weight, mixture(sampler, options))
-    return total
+    slots = sampler.resized(SLOTS * sampler.rows)
+    weight = slots.normal() * slots.gate(SLOT_PROBABILITY)
+    parts = weight * mixture(slots, options)
+    return parts.view(SLOTS, sampler.rows, sampler.length).sum(0)
 
 
 def relative_time(sampler: Sampler) -> Tensor:
