@@ -40,8 +40,7 @@ class Admission:
                 raise CapacityError(f"{waiting} tokens are waiting already", code="overloaded")
             self._pending[lane] = waiting + cost
 
-    def settle(self, stream: int, bulk: int) -> None:
+    def settle(self, lane: Lane, cost: int) -> None:
         """Give back the tokens of finished jobs."""
         with self._lock:
-            self._pending[Lane.STREAM] -= stream
-            self._pending[Lane.BULK] -= bulk
+            self._pending[lane] -= cost

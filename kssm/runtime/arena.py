@@ -107,10 +107,6 @@ class Arena:
             fresh = self._initial[name]
             tensor.index_copy_(0, index, fresh.expand(len(rows), *fresh.shape[1:]))
 
-    def copy(self, source: Rows, target: Rows) -> None:
-        """Copy ``source``'s state into ``target``, row by row."""
-        self.write(self.check(target), self.gather(self.check(source)))
-
     def gather(self, slots: Slots) -> State:
         """A copy of the state at ``slots`` (0 = the padding row), [len(slots), ...] per entry."""
         index = self.index(slots)

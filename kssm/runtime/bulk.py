@@ -8,8 +8,8 @@ import numpy as np
 
 from kssm.errors import KSSMError
 from kssm.runtime.contract import State
-from kssm.runtime.executor import Executor, Prefilled, finite_rows, join, split
-from kssm.runtime.jobs import Append, Predict
+from kssm.runtime.executor import Executor, Prefilled, finite_rows, join
+from kssm.runtime.jobs import Append, Held, Predict
 from kssm.runtime.outcomes import Outcome, attempt, fail, numerical_fault
 from kssm.runtime.reads import Reader, slots_of, spans
 from kssm.runtime.schedule import Slice, group_chunks
@@ -55,9 +55,9 @@ class Bulk:
         return self._executor.prefill(join(states), rows)
 
     def _state(self, job: Append) -> State:
-        if job.state is None:
+        if job.held is None:
             return self._executor.arena.gather(job.session.rows.slots)
-        return job.state
+        return job.held.rows()
 
     def _digest(self, work: Sequence[tuple[Slice, Append]], output: Prefilled) -> list[Outcome]:
         faults: list[Outcome] = []
@@ -67,7 +67,7 @@ class Bulk:
                 fault = numerical_fault("the state left the finite range")
                 faults.append(Outcome(job, error=fault))
                 continue
-            job.state = split(output.state, start, stop)
+            job.held = Held(output.state, start, stop)
             np.fmin(job.tail, output.tail[start:stop], out=job.tail)
             if chunk.stop == job.tokens:
                 ended.append(job)
@@ -76,7 +76,7 @@ class Bulk:
     def _finish(self, jobs: Sequence[Append]) -> list[Outcome]:
         if not jobs:
             return []
-        states = [job.state for job in jobs if job.state is not None]
+        states = [job.held.rows() for job in jobs if job.held is not None]
         self._executor.arena.write(slots_of(jobs), join(states))
         return self._reader.answer(jobs)
 
@@ -95,8 +95,8 @@ class Bulk:
             if len(values) > chunk.start
         ]
         self._recorder.tokens_prefilled += sum(len(values) for values, _ in rows)
-        output = self._executor.prefill(split(job.state, 0, len(rows)), rows)
-        job.state = join([output.state, split(job.state, len(rows), len(batch))])
+        output = self._executor.prefill(Held(job.state, 0, len(rows)).rows(), rows)
+        job.state = join([output.state, Held(job.state, len(rows), len(batch)).rows()])
         if chunk.stop < len(job.series[batch[0]][0]):
             return []
         return self._finish_batch(job, batch)

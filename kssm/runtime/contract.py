@@ -21,7 +21,7 @@ Slots = NDArray[np.int64]
 
 
 class StepOutput(Protocol):
-    """One step's result for N rows; an unhealthy row's state was not advanced."""
+    """One step's result for N rows."""
 
     @property
     def tail(self) -> Tensor:
@@ -30,7 +30,7 @@ class StepOutput(Protocol):
 
     @property
     def healthy(self) -> Tensor:
-        """[N] bool: the row's new state is finite and was written."""
+        """[N] bool: the row's new state is finite."""
         ...
 
 
@@ -49,10 +49,7 @@ class PrefillOutput(Protocol):
 
 
 class Forecaster(Protocol):
-    """A recurrent forecaster whose rows are independent of one another.
-
-    ``step_`` either raises before it changes the arena or advances every healthy row.
-    """
+    """A recurrent forecaster whose rows are independent of one another."""
 
     @property
     def fingerprint(self) -> str:

@@ -51,15 +51,16 @@ class Engine:
         self.forecaster = forecaster
         self.config = config or EngineConfig()
         self.device = torch.device(device)
-        self._condition = threading.Condition()
+        self._condition = threading.Condition(threading.Lock())
         self._incoming: list[Job] = []
         self._sessions: dict[int, Session] = {}
         self._admission = Admission(self.config.max_pending)
         self._requests = Requests(self.config, forecaster.state_spec())
         self._worker = self._build()
         self._thread: threading.Thread | None = None
-        self._closed: KSSMError | None = None
+        self._closed = False
         self._drain = True
+        self._died = False
 
     def _build(self) -> Worker:
         config = self.config
@@ -89,34 +90,32 @@ class Engine:
     def start(self) -> None:
         """Start the device thread; jobs submitted before it wait for it."""
         with self._condition:
-            if self._thread is not None or self._closed is not None:
+            if self._thread is not None or self._closed:
                 raise RuntimeError("an engine starts once")
             self._thread = threading.Thread(target=self._main, name="kssm-engine", daemon=True)
-        self._thread.start()
+            self._thread.start()
 
     def close(self, drain: bool = True) -> None:
         """Refuse new jobs, finish the accepted ones (``drain``) or fail them, stop the thread."""
         with self._condition:
-            if self._closed is None:
-                self._closed = CapacityError("the engine is shutting down", code="draining")
+            self._closed = True
             self._drain = self._drain and drain
             self._condition.notify()
         if self._thread is None:
-            self._abandon(self._closed)
+            self._abandon()
         elif self._thread is not threading.current_thread():
             self._thread.join()
 
     def _main(self) -> None:
-        error: KSSMError = KSSMError("the engine stopped unexpectedly", code="internal")
         try:
             with torch.inference_mode():
                 while self._take():
                     self._worker.tick()
-            error = self._closed or error
-        except BaseException:  # noqa: BLE001 - whatever it is, nobody may be left waiting
+        except BaseException:  # noqa: BLE001 (whatever it is, nobody may be left waiting)
             _log.exception("the device thread died")
+            self._died = True
         finally:
-            self._abandon(error)
+            self._abandon()
 
     def _take(self) -> bool:
         """Hand new jobs to the worker, waiting if there is nothing to do; False = stop."""
@@ -129,11 +128,17 @@ class Engine:
         self._worker.accept(jobs)
         return self._worker.busy or not self._closed
 
-    def _abandon(self, error: KSSMError) -> None:
+    def _abandon(self) -> None:
+        """Fail whatever is left; nothing is accepted any more."""
         with self._condition:
-            self._closed = self._closed or error
+            self._closed = True
             jobs, self._incoming = self._incoming, []
-        self._worker.abort(error, jobs)
+        self._worker.abort(self._refusal(), jobs)
+
+    def _refusal(self) -> KSSMError:
+        if self._died:
+            return KSSMError("the engine stopped unexpectedly", code="internal")
+        return CapacityError("the engine is shutting down", code="draining")
 
     def _submit(self, request: Callable[[], Job]) -> Future[Any]:
         try:
@@ -157,8 +162,8 @@ class Engine:
             self._condition.notify()
 
     def _check_open(self, job: Job) -> None:
-        if self._closed is not None:
-            raise self._closed
+        if self._closed:
+            raise self._refusal()
         if isinstance(job, SessionJob):
             self._session(job.session.key)
             if isinstance(job, Release):

@@ -112,11 +112,6 @@ def finite_rows(state: State) -> Tensor:
     return torch.stack(checks).all(0)
 
 
-def split(state: State, start: int, stop: int) -> State:
-    """Rows ``start`` ... ``stop`` - 1 of a state, as views."""
-    return {name: tensor[start:stop] for name, tensor in state.items()}
-
-
 def join(states: Sequence[State]) -> State:
     """States one below the other."""
     if len(states) == 1:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from kssm.runtime.admission import Lane
 from kssm.runtime.arena import Rows
@@ -28,6 +28,17 @@ class ForecastResult:
     levels: tuple[float, ...]
     tail: Floats
     score: Floats
+
+
+class Held(NamedTuple):
+    """Rows ``start`` ... ``stop`` - 1 of a state that several jobs share, cut out when needed."""
+
+    state: State
+    start: int
+    stop: int
+
+    def rows(self) -> State:
+        return {name: tensor[self.start : self.stop] for name, tensor in self.state.items()}
 
 
 @dataclass(eq=False)
@@ -92,7 +103,7 @@ class Read(SessionJob):
 class Append(SessionJob):
     """Tokens [tokens, channels] to consume, then a forecast if ``query`` is set.
 
-    ``state`` is, for stepwise work, the rows before the job (what a failure restores), and for
+    ``held`` is, for stepwise work, the rows before the job (what a failure restores), and for
     bulk work the rows so far (what success writes).
     """
 
@@ -101,7 +112,7 @@ class Append(SessionJob):
     query: Query | None
     tail: Floats
     item: int = 0
-    state: State | None = None
+    held: Held | None = None
 
     @property
     def tokens(self) -> int:
@@ -110,11 +121,6 @@ class Append(SessionJob):
     @property
     def stepwise(self) -> bool:
         return self.lane is Lane.STREAM
-
-    @property
-    def simple(self) -> bool:
-        """One token of one row: the model's own guard makes it atomic."""
-        return self.values.size == 1
 
 
 @dataclass(eq=False, kw_only=True)

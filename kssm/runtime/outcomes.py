@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,6 +10,8 @@ from kssm.errors import KSSMError, NumericalError
 from kssm.runtime.jobs import Job
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
@@ -29,6 +32,7 @@ def attempt(action: Callable[[], T]) -> T | KSSMError:
     except KSSMError as error:
         return error
     except Exception as error:  # noqa: BLE001
+        _log.exception("the model failed")
         failure = KSSMError("the model failed on this batch", code="internal")
         failure.__cause__ = error
         return failure

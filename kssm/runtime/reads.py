@@ -79,8 +79,9 @@ class Reader:
 
     def _sound(self, jobs: Sequence[Append | Read], quantiles: Floats) -> NDArray[np.bool_]:
         """Rows whose forecast is finite, or absent (NaN) because they have seen no value yet."""
-        sound = np.isfinite(quantiles).all(axis=(1, 2))
-        absent = np.isnan(quantiles).all(axis=(1, 2)) & ~sound
+        flat = quantiles.reshape(len(quantiles), -1)
+        sound = np.asarray(np.isfinite(flat).all(axis=1))
+        absent = np.isnan(flat).all(axis=1) & ~sound
         if absent.any():
             state = self._executor.arena.gather(slots_of(jobs)[absent])
             sound[absent] = self._executor.fetch(finite_rows(state))

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from kssm.errors import KSSMError
 from kssm.runtime.contract import Floats, StepOutput
-from kssm.runtime.executor import Executor, split
-from kssm.runtime.jobs import Append, Read
+from kssm.runtime.executor import Executor
+from kssm.runtime.jobs import Append, Held, Read
 from kssm.runtime.outcomes import Outcome, attempt, fail, numerical_fault
 from kssm.runtime.reads import Answer, Reader, slots_of, spans
 from kssm.runtime.schedule import Slice
@@ -23,9 +23,8 @@ Work = tuple[Slice, Append]
 class Streams:
     """Runs one token of each job; keeps no jobs of its own.
 
-    A job is atomic: before its first token the rows of every job but the simplest are kept aside,
-    and a job that fails puts them back. (A job of one token and one row needs no copy: the model
-    does not advance an unhealthy row.)
+    A job is atomic whatever the model does: its rows are kept aside before its first token, and
+    put back when it fails. (The copy costs about a hundredth of the step.)
     """
 
     def __init__(self, executor: Executor, reader: Reader, recorder: Recorder) -> None:
@@ -86,14 +85,14 @@ class Streams:
         return [*faults, *self._reader.collect(answers, faulty)]
 
     def _protect(self, work: Sequence[Work]) -> None:
-        jobs = [job for step, job in work if step.start == 0 and not job.simple]
+        jobs = [job for step, job in work if step.start == 0]
         if not jobs:
             return
         kept = self._executor.arena.gather(slots_of(jobs))
         for job, (start, stop) in zip(jobs, spans(jobs), strict=True):
-            job.state = split(kept, start, stop)
+            job.held = Held(kept, start, stop)
 
     def _restore(self, jobs: Sequence[Append]) -> None:
         for job in jobs:
-            if job.state is not None:
-                self._executor.arena.write(job.session.rows.slots, job.state)
+            if job.held is not None:
+                self._executor.arena.write(job.session.rows.slots, job.held.rows())

@@ -169,10 +169,9 @@ class Worker:
 
     def _settle(self) -> None:
         outcomes, self._outcomes = self._outcomes, []
-        costs = [0, 0]
-        for outcome in outcomes:
-            costs[outcome.job.lane] += outcome.job.cost
-        self._admission.settle(costs[Lane.STREAM], costs[Lane.BULK])
+        for lane in Lane:
+            cost = sum(outcome.job.cost for outcome in outcomes if outcome.job.lane is lane)
+            self._admission.settle(lane, cost)
         for outcome in outcomes:
             _resolve(outcome)
             del self._accepted[outcome.job]
@@ -185,6 +184,7 @@ class Worker:
             self._outcomes.append(Outcome(job, result))
 
     def _open(self, channels: int) -> int:
+        """Create a session; its key."""
         session = Session(next(self._keys), self._arena.allocate(channels))
         self._sessions[session.key] = session
         self._recorder.sessions += 1
@@ -192,8 +192,9 @@ class Worker:
 
     def fork(self, session: Session) -> int:
         """Open a session with a copy of this one's state; returns its key."""
+        state = self._arena.gather(session.rows.slots)
         key = self._open(session.channels)
-        self._arena.copy(session.rows, self._sessions[key].rows)
+        self._arena.write(self._sessions[key].rows.slots, state)
         return key
 
     def reset(self, session: Session) -> None:
