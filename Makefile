@@ -41,7 +41,7 @@ bench: $(STAMP) ## Measure the service against the model's own step time
 	$(BIN)/kssm bench service $(ARGS)
 
 docker-test: $(STAMP) ## Build the image and stream through it (needs a Docker engine)
-	KSSM_CLIENT=$(BIN)/kssm-client docker/test.sh
+	docker/test.sh $(BIN)/python
 
 clean: ## Remove caches and build products
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
