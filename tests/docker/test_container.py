@@ -24,15 +24,9 @@ from kssm_client import Client
 IMAGE = os.environ.get("CONTAINER_IMAGE", "")
 DOCKER = os.environ.get("DOCKER", "docker")
 LOCKED_DOWN = [
-    "--read-only",
-    "--tmpfs",
-    "/tmp",
-    "--cap-drop",
-    "ALL",
-    "--security-opt",
-    "no-new-privileges",
-    "--pids-limit",
-    "512",
+    *("--read-only", "--tmpfs", "/tmp"),
+    *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+    *("--pids-limit", "512"),
 ]
 READY_TIMEOUT_S = 120
 GRACE_S = 30
