@@ -20,13 +20,13 @@ def evaluate(
     batch_tokens: Annotated[int, typer.Option(help="samples in one pass over the model")] = 65_536,
 ) -> None:
     """Write OUTPUT/NAME.npz with `quantiles` [windows, 9, horizon] for every task, and score it."""
-    import numpy as np  # noqa: PLC0415 - keeps `kssm --help` fast
-    from rich.progress import track  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    import numpy as np
+    from rich.progress import track
+    from rich.table import Table
 
-    from kssm.errors import InvalidInputError  # noqa: PLC0415
-    from kssm.forecast import Forecaster  # noqa: PLC0415
-    from kssm.training.evaluation import forecast_task, load_task, score  # noqa: PLC0415
+    from kssm.errors import InvalidInputError
+    from kssm.forecast import Forecaster
+    from kssm.training.evaluation import forecast_task, load_task, score
 
     console = Console(highlight=False)
     files = sorted(tasks.glob("*.npz"))

@@ -19,9 +19,9 @@ def pretrain(
     ] = 0.0,
 ) -> None:
     """Train (or go on training) a forecaster; a second call with the same output resumes."""
-    from dataclasses import replace  # noqa: PLC0415 - keeps `kssm --help` fast
+    from dataclasses import replace
 
-    from kssm.training.pretrain import Trainer, load_config  # noqa: PLC0415
+    from kssm.training.pretrain import Trainer, load_config
 
     console = Console(highlight=False)
     settings = load_config(config)

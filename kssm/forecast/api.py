@@ -21,6 +21,7 @@ from kssm.models import State
 if TYPE_CHECKING:
     import pandas as pd
 
+
 class Forecaster:
     """Zero-shot quantile forecasts of series and streams."""
 
@@ -84,7 +85,7 @@ class Forecaster:
         Returns a frame with the id, the future timestamps (spaced like the median of the past
         ones), ``predictions`` (the median) and a column for each quantile level.
         """
-        import pandas as pd  # noqa: PLC0415 - an optional dependency
+        import pandas as pd
 
         missing = {id_column, timestamp_column, target} - set(df.columns)
         if missing:

@@ -171,7 +171,9 @@ class SignalForecaster(nn.Module):
         if horizon > self.config.head_horizon:
             blocks = torch.cat([blocks, self._roll_out(state, horizon)], dim=1)
         quantiles = interpolate(blocks[:, :horizon].double(), wanted)
-        values = scaler.denormalise(quantiles.clamp(-MAX_NORMALISED, MAX_NORMALISED), state["scaler"])
+        values = scaler.denormalise(
+            quantiles.clamp(-MAX_NORMALISED, MAX_NORMALISED), state["scaler"]
+        )
         unseen = state["scaler"][:, 0] == 0
         return values.masked_fill(unseen[:, None, None], torch.nan)
 

@@ -80,9 +80,7 @@ class SequenceModel(nn.Module, ABC):
             return _zero_after(y, lengths), new_state
         return self._forward_compacted(x, state, lengths, dt)
 
-    def step_(
-        self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None
-    ) -> Tensor:
+    def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None) -> Tensor:
         """Advance the arena rows ``slots`` by one token each, in place.
 
         Args:

@@ -66,7 +66,9 @@ def load_task(path: str | Path) -> Task:
                 offsets=np.asarray(data["offsets"], dtype=np.int64),
             )
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidInputError(f"{path}: not an evaluation task: {error}", "invalid_task") from error
+        raise InvalidInputError(
+            f"{path}: not an evaluation task: {error}", "invalid_task"
+        ) from error
     needed = task.windows * task.prediction_length
     if len(task.offsets) < 2 or int(np.diff(task.offsets).min()) <= needed:
         raise InvalidInputError(f"{path}: a series is shorter than its windows", "invalid_task")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._dynamo import config as dynamo
 
 from kssm.errors import InvalidInputError
 from kssm.forecast import pretrained
@@ -113,7 +114,8 @@ class Trainer:
             self._compile()
 
     def _compile(self) -> None:
-        torch._dynamo.config.recompile_limit = 64  # a length of series is a shape of its own
+        # A length of series is a shape of its own: allow for all of them.
+        dynamo.recompile_limit = 64
         for block in self.model.backbone.blocks:
             assert isinstance(block, KSSMBlock)
             block.before_scan = torch.compile(block.before_scan, dynamic=False)
@@ -155,6 +157,11 @@ class Trainer:
         if losses:
             self._log(losses, report)
         return self._finished()
+
+    def run_steps(self, count: int) -> None:
+        """Train for ``count`` optimiser steps, without reporting."""
+        for _ in range(count):
+            self._train_step()
 
     def save(self) -> None:
         """Write what resuming needs and the current weights as a checkpoint folder."""
@@ -223,9 +230,7 @@ class Trainer:
 
     def _thin(self, shape: torch.Size) -> Tensor:
         keep = self.config.run.thinned_keep
-        return thin(
-            *shape, generator=self.choices, device=self.device, keep_range=(keep, keep)
-        )
+        return thin(*shape, generator=self.choices, device=self.device, keep_range=(keep, keep))
 
     def _log(self, losses: list[Tensor], report: Report) -> None:
         mean = float(torch.stack(losses).nanmean())

@@ -13,6 +13,7 @@ from kssm.models import KSSM, KSSMConfig, SequenceModel, State
 
 ROWS, LENGTH = 3, 23
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def kssm_model() -> SequenceModel:
@@ -28,23 +29,32 @@ def build(request: pytest.FixtureRequest) -> Callable[[], SequenceModel]:
     return request.param
 
 
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["fp32", "fp64"])
-def model(build: Callable[[], SequenceModel], request: pytest.FixtureRequest) -> SequenceModel:
+def model(
+    build: Callable[[], SequenceModel], device: str, request: pytest.FixtureRequest
+) -> SequenceModel:
     torch.manual_seed(0)
-    return build().to(request.param).eval().requires_grad_(False)
+    return build().to(request.param).eval().requires_grad_(False).to(device)
 
 
 @pytest.fixture
 def x(model: SequenceModel) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    dtype = next(model.parameters()).dtype
-    return torch.randn(ROWS, LENGTH, model.d_model, generator=generator, dtype=dtype)
+    weight = next(model.parameters())
+    x = torch.randn(ROWS, LENGTH, model.d_model, generator=generator, dtype=weight.dtype)
+    return x.to(weight.device)
 
 
 @pytest.fixture
 def dt(x: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(2)
-    return 0.25 + 2.0 * torch.rand(ROWS, LENGTH, generator=generator, dtype=x.dtype)
+    steps = 0.25 + 2.0 * torch.rand(ROWS, LENGTH, generator=generator, dtype=x.dtype)
+    return steps.to(x.device)
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
@@ -62,7 +72,8 @@ def assert_states_close(actual: State, expected: State) -> None:
 def arena_of(model: SequenceModel, state: State, slots: Tensor, size: int = 8) -> State:
     arena = model.initial_state(size)
     for name, entry in state.items():
-        arena[name].normal_(generator=torch.Generator().manual_seed(3))
+        noise = torch.randn(arena[name].shape, generator=torch.Generator().manual_seed(3))
+        arena[name].copy_(noise)
         arena[name][slots] = entry
     return arena
 
@@ -71,9 +82,7 @@ def run_steps(
     model: SequenceModel, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None
 ) -> Tensor:
     steps = range(x.shape[1])
-    outputs = [
-        model.step_(x[:, t], arena, slots, None if dt is None else dt[:, t]) for t in steps
-    ]
+    outputs = [model.step_(x[:, t], arena, slots, None if dt is None else dt[:, t]) for t in steps]
     return torch.stack(outputs, dim=1)
 
 
@@ -85,27 +94,23 @@ def test_state_matches_spec(model: SequenceModel, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("with_dt", [False, True])
-def test_forward_equals_steps(
-    model: SequenceModel, x: Tensor, dt: Tensor, with_dt: bool
-) -> None:
+def test_forward_equals_steps(model: SequenceModel, x: Tensor, dt: Tensor, with_dt: bool) -> None:
     steps = dt if with_dt else None
     y, state = model(x, dt=steps)
-    slots = torch.tensor([5, 2, 7])
+    slots = torch.tensor([5, 2, 7], device=x.device)
     arena = arena_of(model, model.initial_state(ROWS), slots)
     assert_close(run_steps(model, x, arena, slots, steps), y)
     assert_states_close({name: entry[slots] for name, entry in arena.items()}, state)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 11, LENGTH - 1])
-def test_any_split_gives_the_same(
-    model: SequenceModel, x: Tensor, dt: Tensor, cut: int
-) -> None:
+def test_any_split_gives_the_same(model: SequenceModel, x: Tensor, dt: Tensor, cut: int) -> None:
     y, state = model(x, dt=dt)
     head, middle = model(x[:, :cut], dt=dt[:, :cut])
     tail, end = model(x[:, cut:], state=middle, dt=dt[:, cut:])
     assert_close(torch.cat([head, tail], dim=1), y)
     assert_states_close(end, state)
-    slots = torch.tensor([1, 3, 2])
+    slots = torch.tensor([1, 3, 2], device=x.device)
     arena = arena_of(model, middle, slots)
     assert_close(run_steps(model, x[:, cut:], arena, slots, dt[:, cut:]), y[:, cut:])
 
@@ -135,7 +140,7 @@ def test_batched_equals_alone(model: SequenceModel, x: Tensor) -> None:
 
 
 def test_lengths(model: SequenceModel, x: Tensor) -> None:
-    lengths = torch.tensor([LENGTH, 9, 0])
+    lengths = torch.tensor([LENGTH, 9, 0], device=x.device)
     garbage = x.clone()
     garbage[1, 9:] = 1e4
     y, state = model(garbage, lengths=lengths)
@@ -148,9 +153,7 @@ def test_lengths(model: SequenceModel, x: Tensor) -> None:
     assert all(torch.equal(state[name][2:], fresh[name]) for name in fresh)
 
 
-def test_tokens_without_time_are_padding(
-    model: SequenceModel, x: Tensor, dt: Tensor
-) -> None:
+def test_tokens_without_time_are_padding(model: SequenceModel, x: Tensor, dt: Tensor) -> None:
     holes = dt.clone()
     holes[0, [0, 4, 5, 20]] = 0
     holes[1] = 0
@@ -166,9 +169,10 @@ def test_tokens_without_time_are_padding(
 
 def test_steps_touch_only_their_slots(model: SequenceModel, x: Tensor) -> None:
     _, state = model(x)
-    arena = arena_of(model, state, torch.tensor([6, 1, 4]))
+    arena = arena_of(model, state, torch.tensor([6, 1, 4], device=x.device))
     before = {name: entry.clone() for name, entry in arena.items()}
-    y = model.step_(x[:, 0], arena, torch.tensor([4, -1, 6]), torch.tensor([1.0, 1.0, 0.0]))
+    slots = torch.tensor([4, -1, 6], device=x.device)
+    y = model.step_(x[:, 0], arena, slots, torch.tensor([1.0, 1.0, 0.0], device=x.device))
     assert (y[1] == 0).all()
     assert (y[2] == 0).all()
     for name, entry in arena.items():
@@ -179,14 +183,16 @@ def test_steps_touch_only_their_slots(model: SequenceModel, x: Tensor) -> None:
 
 def test_permuted_slots_give_permuted_rows(model: SequenceModel, x: Tensor) -> None:
     _, state = model(x)
-    slots = torch.tensor([6, 1, 4])
+    slots = torch.tensor([6, 1, 4], device=x.device)
     arena = arena_of(model, state, slots)
     other = {name: entry.clone() for name, entry in arena.items()}
-    order = torch.tensor([2, 0, 1])
+    order = torch.tensor([2, 0, 1], device=x.device)
     y = model.step_(x[:, 0], arena, slots)
     permuted = model.step_(x[order, 0], other, slots[order])
     assert_close(permuted, y[order])
-    assert_states_close({n: e[slots] for n, e in other.items()}, {n: e[slots] for n, e in arena.items()})
+    assert_states_close(
+        {n: e[slots] for n, e in other.items()}, {n: e[slots] for n, e in arena.items()}
+    )
 
 
 def test_bad_neighbour_changes_no_bit(model: SequenceModel, x: Tensor) -> None:
@@ -217,18 +223,22 @@ def test_shapes_are_checked(model: SequenceModel, x: Tensor) -> None:
 
 
 def test_gradients_reach_every_parameter_and_the_state(
-    build: Callable[[], SequenceModel],
+    build: Callable[[], SequenceModel], device: str
 ) -> None:
     torch.manual_seed(0)
-    model = build().double()
-    x = torch.randn(2, 9, model.d_model, dtype=torch.float64)
-    state = {name: torch.randn_like(e).requires_grad_() for name, e in model.initial_state(2).items()}
+    model = build().to(device)
+    x = torch.randn(2, 9, model.d_model, device=device)
+    state = {
+        name: torch.randn_like(e).requires_grad_() for name, e in model.initial_state(2).items()
+    }
     y, end = model(x, state=state)
     (y.square().sum() + sum(entry.sum() for entry in end.values())).backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
     for name, entry in state.items():
-        assert entry.grad is not None and entry.grad.abs().max() > 0, name
+        assert entry.grad is not None, name
+        assert entry.grad.abs().max() > 0, name
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:

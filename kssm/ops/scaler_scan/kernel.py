@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kssm.forecast import scaler
+from kssm.ops import scaler_scan
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def _scan_kernel(
     fast_mean = tl.load(stats_ptr + 4 * rows + row, mask=live, other=0.0)
     last = tl.load(stats_ptr + 5 * rows + row, mask=live, other=0.0)
     gap = tl.load(stats_ptr + 6 * rows + row, mask=live, other=0.0)
-    for _ in range(0, length):
+    for _ in range(length):
         x = tl.load(x_ptr, mask=live, other=0.0)
         dt = tl.load(step_ptr, mask=live, other=0.0)
         seen = tl.abs(x) <= MAX_ABSOLUTE
@@ -83,9 +83,10 @@ def _scan_kernel(
 
 
 def scan_cuda(stats: Tensor, values: Tensor, dt: Tensor) -> Tensor:
-    """Statistics after each sample [B, T, 7]; arguments as in ``scaler.scan``, on a GPU."""
+    """Statistics after each sample [B, T, 7]; arguments as in ``scan``, on a GPU."""
     rows, length = values.shape
-    path = torch.empty(length, len(scaler.FIELDS), rows, dtype=torch.float64, device=values.device)
+    fields = len(scaler_scan.FIELDS)
+    path = torch.empty(length, fields, rows, dtype=torch.float64, device=values.device)
     block = 32
     _scan_kernel[(triton.cdiv(rows, block),)](
         stats.t().contiguous(),
@@ -94,11 +95,11 @@ def scan_cuda(stats: Tensor, values: Tensor, dt: Tensor) -> Tensor:
         path,
         rows,
         length,
-        MEMORY=scaler.MEMORY,
-        FAST_MEMORY=scaler.FAST_MEMORY,
-        CLIP=scaler.CLIP,
-        WARM_UP=scaler.WARM_UP,
-        MAX_ABSOLUTE=scaler.MAX_ABSOLUTE,
+        MEMORY=scaler_scan.MEMORY,
+        FAST_MEMORY=scaler_scan.FAST_MEMORY,
+        CLIP=scaler_scan.CLIP,
+        WARM_UP=scaler_scan.WARM_UP,
+        MAX_ABSOLUTE=scaler_scan.MAX_ABSOLUTE,
         BLOCK=block,
         num_warps=1,
     )

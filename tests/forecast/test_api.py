@@ -1,0 +1,105 @@
+"""The library's front door: batches of ragged series, frames, streams, and its errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kssm.errors import InvalidInputError
+from kssm.forecast import Forecaster
+from kssm.forecast.testing import tiny_forecaster
+
+
+@pytest.fixture(scope="module")
+def forecaster() -> Forecaster:
+    return Forecaster(tiny_forecaster())
+
+
+def ragged() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=n).cumsum() for n in (7, 120, 33, 1, 64)]
+
+
+def test_batched_equals_alone_in_any_batch_size(forecaster: Forecaster) -> None:
+    series = ragged()
+    quantiles, mean = forecaster.predict_quantiles(series, 20, (0.1, 0.5, 0.9))
+    assert quantiles.shape == (5, 20, 3)
+    assert np.array_equal(mean, quantiles[..., 1])
+    tight, _ = forecaster.predict_quantiles(series, 20, (0.1, 0.5, 0.9), batch_tokens=40)
+    for i, values in enumerate(series):
+        alone, _ = forecaster.predict_quantiles([values], 20, (0.1, 0.5, 0.9))
+        assert np.allclose(quantiles[i], alone[0], rtol=1e-4, atol=1e-6)
+        assert np.allclose(tight[i], alone[0], rtol=1e-4, atol=1e-6)
+
+
+def test_stream_equals_batch(forecaster: Forecaster) -> None:
+    values = np.stack(ragged()[1:3:1][:1] * 2)[:, :40] * [[1.0], [-3.0]]
+    values[1, 11] = np.nan
+    stream = forecaster.stream(channels=2)
+    scores = [stream.push(column) for column in values.T]
+    assert np.isnan(scores[0]).all()
+    assert np.isnan(scores[11][1])
+    assert (scores[-1] >= 0).all()
+    batch, _ = forecaster.predict_quantiles(list(values), 20, (0.1, 0.5, 0.9))
+    assert np.allclose(stream.forecast(20), batch, rtol=1e-4, atol=1e-6)
+
+
+def test_context_length(forecaster: Forecaster) -> None:
+    values = ragged()[1]
+    cut, _ = forecaster.predict_quantiles([values], 5, context_length=30)
+    expected, _ = forecaster.predict_quantiles([values[-30:]], 5)
+    assert np.array_equal(cut, expected)
+
+
+def test_data_frames(forecaster: Forecaster) -> None:
+    times = pd.date_range("2024-01-01", periods=40, freq="h")
+    frames = [
+        pd.DataFrame({"item_id": name, "timestamp": times, "target": values[:40]})
+        for name, values in zip("ba", [ragged()[1], ragged()[4]], strict=True)
+    ]
+    out = forecaster.predict_df(pd.concat(frames), 6)
+    assert list(out.columns) == ["item_id", "timestamp", "predictions", "0.1", "0.5", "0.9"]
+    assert out["timestamp"].iloc[0] == times[-1] + pd.Timedelta(hours=1)
+    expected, _ = forecaster.predict_quantiles([ragged()[4][:40]], 6, (0.1, 0.5, 0.9))
+    mine = out[out["item_id"] == "a"][["0.1", "0.5", "0.9"]].to_numpy()
+    assert np.allclose(mine, expected[0], rtol=1e-4, atol=1e-6)
+    with pytest.raises(InvalidInputError):
+        forecaster.predict_df(frames[0].rename(columns={"target": "y"}), 6)
+
+
+@pytest.mark.parametrize(
+    ("values", "code"),
+    [
+        ([], "empty_series"),
+        ([[1.0, 2.0]], "wrong_shape"),
+        ([1.0, np.inf], "non_finite_value"),
+        ([1.0, 1e38], "value_out_of_range"),
+        (["a", "b"], "wrong_dtype"),
+    ],
+)
+def test_bad_series(forecaster: Forecaster, values: list[object], code: str) -> None:
+    with pytest.raises(InvalidInputError) as error:
+        forecaster.predict_quantiles([values], 5)  # pyright: ignore[reportArgumentType]
+    assert error.value.code == code
+
+
+def test_series_without_a_value_forecasts_nan(forecaster: Forecaster) -> None:
+    quantiles, mean = forecaster.predict_quantiles([[np.nan, np.nan], [1.0, 2.0]], 3)
+    assert np.isnan(quantiles[0]).all()
+    assert np.isfinite(mean[1]).all()
+
+
+def test_bad_pushes(forecaster: Forecaster) -> None:
+    stream = forecaster.stream(channels=2)
+    for values, dt, code in (
+        ([1.0], 1.0, "wrong_shape"),
+        ([1.0, np.inf], 1.0, "non_finite_value"),
+        ([1.0, 2.0], 0.0, "invalid_timestamps"),
+        ([1.0, 2.0], float("nan"), "invalid_timestamps"),
+    ):
+        with pytest.raises(InvalidInputError) as error:
+            stream.push(values, dt)
+        assert error.value.code == code
+    with pytest.raises(InvalidInputError):
+        forecaster.stream(channels=0)
