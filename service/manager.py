@@ -22,7 +22,7 @@ from service.limits import check_channels, check_query
 from service.records import clock_from_meta, clock_to_meta
 from service.residency import Entry, Live, Residency, session_not_found
 from service.schemas import SessionCreate
-from service.sessions import Admitted, Reply, Session, SessionSettings, new_session
+from service.sessions import Admitted, Reply, Session, SessionSettings, Status, new_session
 from service.settings import Settings
 from service.stores import Store
 from service.wire import Frame
@@ -36,7 +36,7 @@ class SessionManager:
     """Creates, finds, advances and deletes sessions. Lives on one event loop.
 
     Futures fail with ``KSSMError``: `session_not_found` for what is absent or foreign, `draining`
-    once ``drain`` was called, and what the operation itself adds.
+    after ``refuse``, and what the operation itself adds.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SessionManager:
         """Learn how many sessions the store holds."""
         self._sessions = await self._store.count()
 
-    def create(self, tenant: str, request: SessionCreate) -> asyncio.Future[Session]:
+    def create(self, tenant: str, request: SessionCreate) -> asyncio.Future[Status]:
         """A new session that has seen the request's prompt.
 
         Adds `model_not_found`, `session_limit`, `rows_exhausted` and what is wrong with the
@@ -77,12 +77,9 @@ class SessionManager:
         ``attachment`` is given by a connection that addresses the session by its handle, which
         ends when another connection attaches.
         """
-        if self._draining:
-            return failed(draining())
-        if not _SESSION_ID.fullmatch(session_id):
-            return failed(session_not_found())
-        entry = self._residency.entry(tenant, session_id)
-        return entry.lane.run(partial(self._start_append, entry, frame, attachment))
+        return self._in_lane(
+            tenant, session_id, lambda entry: self._start_append(entry, frame, attachment)
+        )
 
     def forecast(
         self,
@@ -103,38 +100,38 @@ class SessionManager:
 
         return self._run(tenant, session_id, work)
 
-    def attach(self, tenant: str, session_id: str) -> asyncio.Future[tuple[Session, int]]:
-        """The session and a number that holds until the next attach."""
+    def attach(self, tenant: str, session_id: str) -> asyncio.Future[Status]:
+        """Make the caller's the one attachment of the session."""
 
-        async def work(live: Live) -> tuple[Session, int]:
+        async def work(live: Live) -> Status:
             live.session.attachments += 1
-            return live.session, live.session.attachments
+            return live.session.status()
 
         return self._run(tenant, session_id, work)
 
-    def get(self, tenant: str, session_id: str) -> asyncio.Future[Session]:
+    def get(self, tenant: str, session_id: str) -> asyncio.Future[Status]:
         """The session."""
 
-        async def work(live: Live) -> Session:
-            return live.session
+        async def work(live: Live) -> Status:
+            return live.session.status()
 
         return self._run(tenant, session_id, work)
 
-    def reset(self, tenant: str, session_id: str) -> asyncio.Future[Session]:
+    def reset(self, tenant: str, session_id: str) -> asyncio.Future[Status]:
         """Forget the signal; the session's ``seq`` runs on."""
 
-        async def work(live: Live) -> Session:
+        async def work(live: Live) -> Status:
             await asyncio.wrap_future(self._engine.reset(live.rows))
             live.session.reset()
             live.dirty = True
-            return live.session
+            return live.session.status()
 
         return self._run(tenant, session_id, work)
 
-    def fork(self, tenant: str, session_id: str) -> asyncio.Future[Session]:
+    def fork(self, tenant: str, session_id: str) -> asyncio.Future[Status]:
         """A new session that continues from a copy. Adds `session_limit`, `rows_exhausted`."""
 
-        async def work(live: Live) -> Session:
+        async def work(live: Live) -> Status:
             self._reserve()
             try:
                 channels = live.session.settings.channels
@@ -145,7 +142,7 @@ class SessionManager:
                 raise
             copy = live.session.fork(_new_id())
             self._residency.adopt(copy, rows)
-            return copy
+            return copy.status()
 
         return self._run(tenant, session_id, work)
 
@@ -157,44 +154,51 @@ class SessionManager:
 
         return self._run(tenant, session_id, work)
 
-    def import_state(self, tenant: str, session_id: str, blob: bytes) -> asyncio.Future[Session]:
+    def import_state(self, tenant: str, session_id: str, blob: bytes) -> asyncio.Future[Status]:
         """Continue from an exported state. Adds the codes of ``StateError``."""
 
-        async def work(live: Live) -> Session:
+        async def work(live: Live) -> Status:
             tensors, meta = self._residency.decode(live.session, blob)
             await asyncio.wrap_future(self._engine.load(live.rows, tensors))
             live.session.restore_clock(clock_from_meta(meta))
             live.dirty = True
-            return live.session
+            return live.session.status()
 
         return self._run(tenant, session_id, work)
 
     def delete(self, tenant: str, session_id: str) -> asyncio.Future[None]:
         """End the session and forget it."""
-        if not _SESSION_ID.fullmatch(session_id):
-            return failed(session_not_found())
-        entry = self._residency.entry(tenant, session_id)
-        return entry.lane.run(lambda: in_task(self._delete(entry)))
+        return self._in_lane(tenant, session_id, lambda entry: in_task(self._delete(entry)))
 
-    async def drain(self) -> None:
-        """Refuse new frames and sessions, wait for the accepted ones."""
+    def refuse(self) -> None:
+        """From now on every call fails with `draining`."""
         self._draining = True
+
+    async def settle(self) -> None:
+        """Wait for the calls accepted so far."""
         await self._residency.settle()
 
     async def flush(self) -> None:
-        """Write what changed to a durable store."""
+        """Write what changed to a durable store, every session after its accepted calls."""
         if self._store.durable:
             await self._residency.flush()
 
     def _run(
         self, tenant: str, session_id: str, work: Callable[[Live], Coroutine[Any, Any, T]]
     ) -> asyncio.Future[T]:
+        return self._in_lane(
+            tenant, session_id, lambda entry: in_task(self._with_live(entry, work))
+        )
+
+    def _in_lane(
+        self, tenant: str, session_id: str, start: Callable[[Entry], Started[T]]
+    ) -> asyncio.Future[T]:
         if self._draining:
             return failed(draining())
         if not _SESSION_ID.fullmatch(session_id):
             return failed(session_not_found())
         entry = self._residency.entry(tenant, session_id)
-        return entry.lane.run(lambda: in_task(self._with_live(entry, work)))
+        return entry.lane.run(partial(start, entry))
 
     async def _with_live(self, entry: Entry, work: Callable[[Live], Coroutine[Any, Any, T]]) -> T:
         return await work(await self._residency.live(entry))
@@ -226,7 +230,7 @@ class SessionManager:
         )
         return Started(asyncio.wrap_future(future), partial(_finish_append, live, admitted))
 
-    async def _create(self, tenant: str, request: SessionCreate) -> Session:
+    async def _create(self, tenant: str, request: SessionCreate) -> Status:
         if request.model not in {None, self.model}:
             raise NotFoundError("there is no such model", code="model_not_found")
         check_channels(self._settings, request.channels)
@@ -242,7 +246,7 @@ class SessionManager:
             self._sessions -= 1
             raise
         self._residency.adopt(session, rows)
-        return session
+        return session.status()
 
     async def _open(self, session: Session, prompt: Admitted | None) -> int:
         channels = session.settings.channels

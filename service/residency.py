@@ -140,8 +140,9 @@ class Residency:
         dirty = [entry for entry in self._entries.values() if entry.live and entry.live.dirty]
         for start in range(0, len(dirty), FLUSH_BATCH):
             lives = [entry.live for entry in dirty[start : start + FLUSH_BATCH] if entry.live]
-            work = (self._record(live) for live in lives)
-            outcomes = await asyncio.gather(*work, return_exceptions=True)
+            outcomes = await asyncio.gather(
+                *map(self._record_in_turn, lives), return_exceptions=True
+            )
             await self._store.put([found for found in outcomes if isinstance(found, Record)])
             for live, outcome in zip(lives, outcomes, strict=True):
                 live.dirty = isinstance(outcome, BaseException)
@@ -192,6 +193,10 @@ class Residency:
         await self.release(live.rows)
         entry.live = None
         self.discard(entry)
+
+    def _record_in_turn(self, live: Live) -> asyncio.Future[Record]:
+        lane = self.entry(live.session.tenant, live.session.id).lane
+        return lane.run(lambda: in_task(self._record(live)))
 
     async def _record(self, live: Live) -> Record:
         session = live.session

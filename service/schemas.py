@@ -156,8 +156,8 @@ class Model(BaseModel):
 
     id: str
     fingerprint: str
-    quantiles: list[float]
-    head_horizon: int
+    max_channels: int
+    max_horizon: int
 
 
 class Models(BaseModel):

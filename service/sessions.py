@@ -64,6 +64,16 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True)
+class Status:
+    """A session at one moment."""
+
+    id: str
+    settings: SessionSettings
+    next_seq: int
+    attachment: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The answer to a frame; ``result`` is None where it is no longer known."""
 
@@ -122,6 +132,10 @@ class Session:
     replies: ReplyCache = field(default_factory=ReplyCache)
     attachments: int = 0
     """Grows with every attach, which ends the bindings made before."""
+
+    def status(self) -> Status:
+        """The session now."""
+        return Status(self.id, self.settings, self.next_seq, self.attachments)
 
     def admit(self, frame: Frame) -> Admitted | Reply:
         """The frame ready for the engine, or the old answer to a duplicate.

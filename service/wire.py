@@ -7,7 +7,7 @@ through the schemas.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -145,7 +145,7 @@ def forecast_body(session: str, seq: int, result: ForecastResult) -> dict[str, o
     }
 
 
-def quantile_map(levels: Sequence[float], values: Float64) -> dict[str, Float64]:
+def quantile_map(levels: Sequence[float], values: Iterable[Float64]) -> dict[str, Float64]:
     """``{"0.1": values[0], ...}``."""
     return {repr(level): part for level, part in zip(levels, values, strict=True)}
 

@@ -1,0 +1,113 @@
+"""The parts of a running server and their life: start, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from kssm.runtime import Engine, EngineConfig
+from service.auth import Authenticator
+from service.connection import Connection
+from service.manager import SessionManager
+from service.metrics import Metrics
+from service.settings import Settings
+from service.stores import Store, open_store
+
+logger = logging.getLogger("kssm.service")
+
+
+class Service:
+    """Holds what the routes use. ``engine`` may be injected; it must not be started yet."""
+
+    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.auth = Authenticator(settings.api_keys)
+        self.connections: set[Connection] = set()
+        self._engine = engine
+        self._store: Store | None = None
+        self._manager: SessionManager | None = None
+        self._drained = False
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of a started service."""
+        assert self._engine is not None, "the service is not started"
+        return self._engine
+
+    @property
+    def manager(self) -> SessionManager:
+        """The sessions of a started service."""
+        assert self._manager is not None, "the service is not started"
+        return self._manager
+
+    @property
+    def ready(self) -> bool:
+        """Whether new sessions are welcome."""
+        return self._manager is not None and not self._drained
+
+    async def start(self) -> None:
+        """Load the model if need be, open the store, start the engine."""
+        if self._engine is None:
+            self._engine = await asyncio.to_thread(build_engine, self.settings)
+        self._store = open_store(self.settings.store)
+        await self._store.open()
+        key = self.settings.state_key_bytes or await self._store.secret()
+        model = model_name(self.settings)
+        manager = SessionManager(self.settings, model, self._engine, self._store, key)
+        await manager.start()
+        self._engine.start()
+        self._manager = manager
+        stats = self._engine.stats
+        self.metrics.watch(stats, lambda: manager.sessions, lambda: len(self.connections))
+
+    async def drain(self) -> None:
+        """Refuse new work, tell the streams, finish what was accepted, save the sessions."""
+        if self._manager is None or self._drained:
+            return
+        self._drained = True
+        self._manager.refuse()
+        await self._say_goodbye(self._manager)
+        await self._manager.flush()
+
+    async def stop(self) -> None:
+        """Drain if nobody did, then stop engine and store."""
+        await self.drain()
+        if self._manager is not None:
+            await asyncio.to_thread(self.engine.close)
+        if self._store is not None:
+            await self._store.close()
+
+    async def _say_goodbye(self, manager: SessionManager) -> None:
+        patience = self.settings.drain_timeout_s
+        open_streams = list(self.connections)
+        try:
+            async with asyncio.timeout(patience):
+                await asyncio.gather(*(stream.goaway(patience) for stream in open_streams))
+                await manager.settle()
+                await asyncio.gather(*(stream.answered() for stream in open_streams))
+        except TimeoutError:
+            logger.warning("some answers were not fetched within %s s", patience)
+
+
+def build_engine(settings: Settings) -> Engine:
+    """The engine for the settings' model and device, not started. Raises ``KSSMError``."""
+    from kssm.forecast import pretrained
+
+    device = resolve_device(settings.device)
+    forecaster = pretrained.load(settings.model, device=device)
+    return Engine(forecaster, EngineConfig(max_rows=settings.max_rows), device)
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` is the GPU if there is one."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def model_name(settings: Settings) -> str:
+    """What clients call the model: its name, or its folder's last part."""
+    return settings.model.rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,77 @@
+"""Forecasts of whole series, without a session."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.responses import Response
+
+from kssm.errors import InvalidInputError, NotFoundError
+from service import samples, schemas
+from service.core import Service
+from service.dependencies import JsonBody, ServiceDep, TenantDep, documented, json_response
+from service.limits import check_query
+from service.samples import Float64
+from service.sessions import Clock
+from service.wire import quantile_map
+
+router = APIRouter(tags=["forecast"])
+Body = Annotated[schemas.ForecastRequest, Depends(JsonBody(schemas.ForecastRequest))]
+
+
+@router.post(
+    "/v1/forecast",
+    summary="Forecast a batch of series",
+    response_model=schemas.ForecastResponse,
+    openapi_extra=documented(schemas.ForecastRequest),
+)
+async def forecast(service: ServiceDep, _: TenantDep, body: Body) -> Response:
+    """Series may differ in length; null is a missing sample."""
+    began = time.perf_counter()
+    if body.model not in {None, service.manager.model}:
+        raise NotFoundError("there is no such model", code="model_not_found")
+    levels = _levels(service, body)
+    wanted = tuple(sorted({*levels, 0.5}))
+    values = await _predict(service, body, wanted)
+    forecasts = [
+        _forecast(series, levels, wanted, result)
+        for series, result in zip(body.series, values, strict=True)
+    ]
+    service.metrics.batch(time.perf_counter() - began)
+    return json_response({"model": service.manager.model, "forecasts": forecasts})
+
+
+def _levels(service: Service, body: schemas.ForecastRequest) -> tuple[float, ...]:
+    if len(body.series) > service.settings.max_series:
+        raise InvalidInputError(f"a request has at most {service.settings.max_series} series")
+    return check_query(service.settings, len(body.series), body.horizon, body.quantiles)
+
+
+async def _predict(
+    service: Service, body: schemas.ForecastRequest, levels: Sequence[float]
+) -> Float64:
+    """[series, levels, horizon]."""
+    columns = [samples.column(series.values) for series in body.series]
+    steps = [
+        _steps(series, len(column)) for series, column in zip(body.series, columns, strict=True)
+    ]
+    future = service.engine.predict(columns, body.horizon, levels, steps)
+    return (await asyncio.wrap_future(future)).transpose(0, 2, 1)
+
+
+def _steps(series: schemas.Series, count: int) -> Float64 | None:
+    if series.timestamps is None:
+        return None
+    return Clock().advance(samples.timestamps(series.timestamps), count)[0]
+
+
+def _forecast(
+    series: schemas.Series, levels: Sequence[float], wanted: Sequence[float], result: Float64
+) -> dict[str, object]:
+    by_level = dict(zip(wanted, result.copy(), strict=True))
+    quantiles = quantile_map(levels, [by_level[level] for level in levels])
+    return {"id": series.id, "mean": by_level[0.5], "quantiles": quantiles}

@@ -1,0 +1,45 @@
+"""Is it alive, is it ready, how is it doing, what does it serve."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from service import schemas
+from service.dependencies import ServiceDep, TenantDep, json_response
+from service.errors import draining
+
+router = APIRouter()
+
+
+@router.get("/healthz", summary="The process answers", tags=["health"])
+async def healthz() -> dict[str, str]:
+    """200 as long as the process serves requests."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", summary="New sessions are welcome", tags=["health"])
+async def readyz(service: ServiceDep) -> dict[str, str]:
+    """200, or 503 `draining` from the moment the server begins to stop."""
+    if not service.ready:
+        raise draining()
+    return {"status": "ready"}
+
+
+@router.get("/metrics", summary="Prometheus metrics", tags=["health"], response_class=Response)
+async def metrics(service: ServiceDep) -> Response:
+    """The text exposition format."""
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/models", response_model=schemas.Models, tags=["forecast"])
+async def models(service: ServiceDep, _: TenantDep) -> Response:
+    """The models that ``model`` may name."""
+    model = {
+        "id": service.manager.model,
+        "fingerprint": service.engine.forecaster.fingerprint,
+        "max_channels": service.settings.max_channels,
+        "max_horizon": service.settings.max_horizon,
+    }
+    return json_response({"models": [model]})
