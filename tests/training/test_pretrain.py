@@ -13,6 +13,7 @@ from kssm.forecast import ForecasterConfig, pretrained
 from kssm.models import KSSMConfig
 from kssm.training.loss import forecast_loss, tokenise
 from kssm.training.mixture import MixtureConfig, TrainingBatch
+from kssm.training.optimizer import OptimizerConfig
 from kssm.training.pretrain import PretrainConfig, RunConfig, Trainer, load_config
 
 TINY = PretrainConfig(
@@ -22,6 +23,7 @@ TINY = PretrainConfig(
         head_hidden=32,
     ),
     data=MixtureConfig(rows=8, length=128, short_length=64, bulk_samples=4096),
+    optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=5),
     run=RunConfig(seconds=1e9, steps=40, compile=False, thinned_share=0.3),
 )
 
