@@ -78,11 +78,12 @@ def run(options: Options) -> Report:
     """Measure the model, then the service around it."""
     measured, others = split_cores()
     frames = _signals(options)
-    model = _measure_model(options, frames, measured)
+    steps = _measure_model(options, frames, measured)
     arguments = ["--model", options.model, "--device", options.device]
     with server(arguments, measured) as port, pinned(others):
         text = _measure_stream(port, frames, binary=False)
         binary = _measure_stream(port, frames, binary=True)
+    model = _timing(steps + _measure_model(options, frames, measured))
     return Report(options, _commit(), bool(measured), model, text, binary)
 
 
@@ -95,9 +96,12 @@ def _signals(options: Options) -> NDArray[np.float64]:
     return waves + noise.normal(0, 0.1, waves.shape)
 
 
-def _measure_model(options: Options, frames: NDArray[np.float64], cores: Collection[int]) -> Timing:
+def _measure_model(
+    options: Options, frames: NDArray[np.float64], cores: Collection[int]
+) -> list[float]:
+    """Seconds of each step; done before and after the server, as a machine drifts."""
     with pinned(cores), _one_thread():
-        return _timing(list(_step_seconds(options, frames))[WARM_UP_FRAMES:])
+        return list(_step_seconds(options, frames))[WARM_UP_FRAMES:]
 
 
 def _step_seconds(options: Options, frames: NDArray[np.float64]) -> Iterator[float]:
