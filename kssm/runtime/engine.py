@@ -71,7 +71,8 @@ class Engine:
             max_rows=config.max_rows,
             device=self.device,
         )
-        executor = Executor(self.forecaster, arena, self.device)
+        padded = self.device.type == "cuda"
+        executor = Executor(self.forecaster, arena, self.device, padded=padded)
         schedule = Schedule(config.prefill_tokens, config.chunk_tokens)
         return Worker(executor, schedule, self._admission, self._sessions)
 

@@ -28,13 +28,16 @@ class Executor:
     """Batches of numpy rows in, results out; owned by the device thread.
 
     ``step`` and ``forecast`` return device tensors without waiting for the device; ``fetch`` and
-    ``prefill`` wait. On CUDA, batches are padded to powers of two.
+    ``prefill`` wait. ``padded`` rounds batch sizes up to powers of two, so that a device that
+    prepares work by size sees few sizes.
     """
 
-    def __init__(self, forecaster: Forecaster, arena: Arena, device: torch.device) -> None:
+    def __init__(
+        self, forecaster: Forecaster, arena: Arena, device: torch.device, *, padded: bool
+    ) -> None:
         self._forecaster = forecaster
         self._device = device
-        self._padded = device.type == "cuda"
+        self._padded = padded
         self.arena = arena
 
     def step(self, slots: Slots, values: Floats, dt: Floats) -> StepOutput:

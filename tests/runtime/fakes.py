@@ -10,6 +10,8 @@ from torch import Tensor
 
 from kssm.runtime.contract import State, StateSpec
 
+POISON = 666.0
+
 
 class Output(NamedTuple):
     state: State
@@ -24,7 +26,8 @@ class Stepped(NamedTuple):
 class SmoothingForecaster:
     """Level and variance follow the samples; the variance of a fresh row is 1, not 0.
 
-    ``fail_next`` raises before the next call touches anything; ``calls`` records (name, rows).
+    ``calls`` records (name, rows). A call named in ``fail_next`` raises once, a step only after it
+    has spoiled the rows. A sample equal to ``POISON`` makes its row's state NaN.
     """
 
     fingerprint = "smoothing-1"
@@ -62,8 +65,10 @@ class SmoothingForecaster:
     def step_(
         self, values: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None
     ) -> Stepped:
-        self._enter("step", len(values))
         index = slots.clamp_min(0)
+        if "step" in self.fail_next:
+            arena["level"][index] += 1
+        self._enter("step", len(values))
         new, tail = _advance({k: v[index] for k, v in arena.items()}, values, dt)
         healthy = torch.stack([v.flatten(1).isfinite().all(1) for v in _tables(new)]).all(0)
         kept = healthy & (slots >= 0)
@@ -105,7 +110,7 @@ def _advance(state: State, values: Tensor, dt: Tensor | None) -> tuple[State, Te
     moments = torch.stack([spread.float().clamp_max(1e30), (seen_before + seen).float()], -1)
     latest = torch.stack([error.float(), steps.float()], -1).unsqueeze(1)
     new = {
-        "level": state["level"] + gain * error,
+        "level": torch.where(values == POISON, torch.nan, state["level"] + gain * error),
         "moments": moments,
         "trail": torch.cat([state["trail"][:, 1:], latest], 1),
     }
