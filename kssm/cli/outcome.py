@@ -99,7 +99,7 @@ class Outcome:
         axes.plot(ahead, self.mean, color="C0", lw=1.5, label="mean")
         axes.axvline(0, color="0.7", lw=0.8)
         axes.set_xlabel("samples from now")
-        axes.legend(loc="upper left", frameon=False)
+        axes.legend(loc="upper left", edgecolor="none", framealpha=0.8)
 
 
 def _unwritable(path: Path, error: Exception) -> InvalidInputError:
