@@ -53,6 +53,7 @@ class Engine:
         self.device = torch.device(device)
         self._condition = threading.Condition(threading.Lock())
         self._incoming: list[Job] = []
+        self._arriving: list[Job] = []
         self._sessions: dict[int, Session] = {}
         self._admission = Admission(self.config.max_pending)
         self._requests = Requests(self.config, forecaster.state_spec())
@@ -125,16 +126,18 @@ class Engine:
                 self._condition.wait()
             if self._closed and not self._drain:
                 return False
-            jobs, self._incoming = self._incoming, []
-        self._worker.accept(jobs)
+            self._arriving, self._incoming = self._incoming, []
+        self._worker.accept(self._arriving)
+        self._arriving = []
         return self._worker.busy or not self._closed
 
     def _abandon(self) -> None:
         """Fail whatever is left; nothing is accepted any more."""
         with self._condition:
             self._closed = True
-            jobs, self._incoming = self._incoming, []
-        self._worker.abort(self._refusal(), jobs)
+            unaccepted = self._arriving + self._incoming
+            self._arriving, self._incoming = [], []
+        self._worker.abort(self._refusal(), unaccepted)
 
     def _refusal(self) -> KSSMError:
         if self._died:

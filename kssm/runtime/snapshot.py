@@ -99,7 +99,7 @@ def check_tensors(tensors: Mapping[str, NDArray[Any]], spec: StateSpec, channels
         array = tensors[name]
         if array.dtype != _NUMPY[dtype]:
             raise _malformed(f"state entry {name} has dtype {array.dtype}")
-        if array.shape[1:] != shape:
+        if array.ndim == 0 or array.shape[1:] != shape:
             raise _malformed(f"state entry {name} has the wrong shape")
         if array.shape[0] != channels:
             raise StateError("the state has another number of channels", code="state_mismatch")
