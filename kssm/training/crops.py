@@ -10,7 +10,7 @@ from torch import Tensor
 from kssm.errors import InvalidInputError
 from kssm.training.synthetic.sampler import Sampler, constant
 
-FEWEST_PRESENT = 32  # a crop with fewer values is replaced by a random walk
+FEWEST_PRESENT = 32  # a crop with fewer values gives way to another one
 MAX_MAGNITUDE = 1e4  # deviations from zero that a crop may lie at
 
 
@@ -106,16 +106,25 @@ def _from_first_present(x: Tensor) -> Tensor:
 
 def augment_crops(sampler: Sampler, x: Tensor, config: CropConfig) -> Tensor:
     """Crops with deviation 1, mixed up, flipped and scaled at random; finite or NaN."""
-    z = unit_deviation(x).clamp(-MAX_MAGNITUDE, MAX_MAGNITUDE)
+    z = _replace_empty(sampler, unit_deviation(x).clamp(-MAX_MAGNITUDE, MAX_MAGNITUDE))
     mixed = torch.lerp(z[sampler.permutation()], z, sampler.uniform(0.1, 0.9))
-    enough = (~mixed.isnan()).sum(1, keepdim=True) >= FEWEST_PRESENT
-    z = torch.where(sampler.chance(config.mixup) & enough, mixed, z)
+    z = torch.where(sampler.chance(config.mixup) & _filled(mixed), mixed, z)
     z = torch.where(sampler.chance(config.flip_sign), -z, z)
     backwards = _from_first_present(z.flip(1))
     z = torch.where(sampler.chance(config.flip_time), backwards, z)
-    walk = sampler.normal(sampler.length).cumsum(1) / sampler.length**0.5
-    z = torch.where((~z.isnan()).sum(1, keepdim=True) < FEWEST_PRESENT, walk, z)
     return z * torch.exp(config.scale_deviation * sampler.normal())
+
+
+def _filled(x: Tensor) -> Tensor:
+    """Whether a row has enough values, ``[rows, 1]``."""
+    return (~x.isnan()).sum(1, keepdim=True) >= FEWEST_PRESENT
+
+
+def _replace_empty(sampler: Sampler, z: Tensor) -> Tensor:
+    """Another row of the batch, or failing that a random walk, in place of nearly empty rows."""
+    z = torch.where(_filled(z), z, z[sampler.permutation()])
+    walk = sampler.normal(sampler.length).cumsum(1) / sampler.length**0.5
+    return torch.where(_filled(z), z, walk)
 
 
 def unit_deviation(x: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def _invalid(path: Path, reason: str) -> InvalidInputError:
 def read_npz(path: Path) -> SourceSeries:
     """``values`` (flat, floats, NaN = missing) cut at ``offsets`` (int64, first 0, rising)."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             values, offsets = np.asarray(archive["values"]), np.asarray(archive["offsets"])
     except KeyError as error:
         raise _invalid(path, "needs the arrays 'values' and 'offsets'") from error

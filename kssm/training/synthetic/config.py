@@ -15,13 +15,13 @@ def _refuse(message: str) -> InvalidInputError:
 class FamilyWeights:
     """Share of each family; any non-negative numbers, only their proportions count."""
 
-    structural: float = 0.37
-    calendar: float = 0.15
-    bounded: float = 0.05
-    composed: float = 0.10
+    structural: float = 0.34
+    calendar: float = 0.19
+    bounded: float = 0.06
+    composed: float = 0.09
     causal: float = 0.05
     stochastic: float = 0.07
-    counts: float = 0.06
+    counts: float = 0.05
     intermittent: float = 0.02
     pulses: float = 0.05
     cloud: float = 0.05

@@ -52,5 +52,7 @@ def ringing(sampler: Sampler) -> Tensor:
     time = sampler.time().expand(sampler.rows, -1)
     latest = torch.where(restarts > 0.0, time, 0.0).cummax(1).values
     age = time - latest
-    damping = torch.exp(-age / sampler.log_uniform(10.0, sampler.length / 4))
+    damping = torch.exp(
+        -age / sampler.log_uniform(min(10.0, sampler.length / 8), sampler.length / 4)
+    )
     return damping * torch.cos(TWO_PI * _base_frequency(sampler) * age)

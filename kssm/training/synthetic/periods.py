@@ -10,9 +10,9 @@ from kssm.training.synthetic.sampler import Sampler, constant
 # Main, second and third period in samples, weight. A row of zeros stands for random periods.
 CALENDAR_PERIODS: tuple[tuple[float, float, float, float], ...] = (
     (24, 168, 8766, 5.0),  # hourly: day, week, year
-    (96, 672, 35064, 3.0),  # a quarter of an hour
-    (144, 1008, 52560, 3.0),  # ten minutes
-    (288, 2016, 105120, 3.0),  # five minutes
+    (96, 672, 35064, 4.0),  # a quarter of an hour
+    (144, 1008, 52560, 3.5),  # ten minutes
+    (288, 2016, 105120, 4.0),  # five minutes
     (48, 336, 17520, 3.0),  # half an hour
     (7, 30.44, 365.25, 4.0),  # daily: week, month, year
     (52.18, 13, 4.35, 2.0),  # weekly
