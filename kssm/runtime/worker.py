@@ -11,6 +11,7 @@ from concurrent.futures import InvalidStateError
 from itertools import count
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from kssm.errors import KSSMError, NumericalError
@@ -31,7 +32,7 @@ from kssm.runtime.jobs import (
 )
 from kssm.runtime.outcomes import Outcome, attempt
 from kssm.runtime.reads import Reader
-from kssm.runtime.schedule import Schedule
+from kssm.runtime.schedule import Schedule, Tick
 from kssm.runtime.statistics import EngineStats, Recorder
 from kssm.runtime.streams import Streams
 
@@ -88,7 +89,10 @@ class Worker:
 
     def tick(self) -> None:
         """Run one token of every stream that has one, then chunks up to the budget."""
-        tick = self._schedule.next()
+        with np.errstate(all="ignore"):  # rows that are not finite are found by checks
+            self._run(self._schedule.next())
+
+    def _run(self, tick: Tick) -> None:
         self._recorder.ticks += 1
         steps = [(step, self._stepping[step.item]) for step in tick.steps]
         reads, self._reads = self._reads, []
