@@ -86,7 +86,8 @@ def relaxation(sampler: Sampler) -> Tensor:
     """A first-order response to a target that switches at random or with a cycle."""
     target = mixture(sampler, [(0.4, _random_targets), (0.6, _cyclic_targets)])
     time_constant = sampler.log_uniform(2.0, sampler.length / 10)
-    return peak_normalise(exponential_filter(target - target[:, :1], time_constant))
+    centred = target - target.mean(1, keepdim=True)  # a start near the mean settles soon
+    return peak_normalise(exponential_filter(centred, time_constant))
 
 
 def _random_targets(sampler: Sampler) -> Tensor:

@@ -94,6 +94,13 @@ def test_limits_hold() -> None:
     assert ((one_sided == one_sided.amax(1, keepdim=True)).sum(1) > 20).float().mean() > 0.5
 
 
+def test_relaxation_responds_without_jumps() -> None:
+    x = bounded.relaxation(sampler(60, 1024))
+    torch.testing.assert_close(x.abs().amax(1), torch.ones(60), atol=1e-3, rtol=0.0)
+    start, rest = x[:, :128].abs().amax(1), x[:, 128:].abs().amax(1)
+    assert (rest > 0.5 * start).float().mean() > 0.9  # no transient dwarfs what follows
+
+
 def test_soft_ceiling_approaches_the_identity_far_away() -> None:
     ramp = torch.linspace(-50.0, 50.0, 600).expand(40, -1)
     slope = bounded.soft_ceiling(sampler(40), ramp).diff(dim=1) / ramp.diff(dim=1)
