@@ -28,6 +28,8 @@ _SESSIONS: Final = (
 )
 _SECRETS: Final = "CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL)"
 _VERSION: Final = 1
+LOCK_PATIENCE_S: Final = 5.0
+"""How long a server that is just stopping may still hold the file."""
 
 
 class SQLiteStore(Store):
@@ -83,7 +85,7 @@ class SQLiteStore(Store):
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        connection = sqlite3.connect(path, isolation_level=None, timeout=LOCK_PATIENCE_S)
         try:
             _prepare(connection)
         except BaseException:

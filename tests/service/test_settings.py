@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from kssm.errors import InvalidInputError
+from service.settings import Settings, load_settings
+
+DIGEST = hashlib.sha256(b"key").hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    import os
+
+    for name in list(os.environ):
+        if name.upper().startswith("KSSM_"):
+            monkeypatch.delenv(name)
+
+
+def refused(**given) -> str:
+    with pytest.raises(InvalidInputError) as caught:
+        load_settings(**given)
+    assert caught.value.code == "invalid_settings"
+    return caught.value.message
+
+
+def test_defaults_are_open_and_local():
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.api_keys) == ("127.0.0.1", 8000, {})
+    assert settings.max_message_bytes == 1 << 20
+    assert (settings.max_horizon, settings.max_in_flight, settings.max_channels) == (1024, 256, 256)
+    assert settings.state_key_bytes is None
+
+
+def test_arguments_win_over_the_environment(monkeypatch):
+    monkeypatch.setenv("KSSM_PORT", "9000")
+    monkeypatch.setenv("KSSM_STORE", "/data")
+    monkeypatch.setenv("KSSM_API_KEYS", f'{{"acme": "{DIGEST}"}}')
+    monkeypatch.setenv("KSSM_STATE_KEY", "ab" * 32)
+    settings = load_settings(port=9001, store=None)
+    assert settings.port == 9001
+    assert settings.store == Path("/data")
+    assert settings.api_keys == {"acme": DIGEST}
+    assert settings.state_key_bytes == bytes.fromhex("ab" * 32)
+    assert "ab" * 32 not in repr(settings)
+
+
+def test_an_empty_variable_is_not_set(monkeypatch):
+    monkeypatch.setenv("KSSM_API_KEYS", "")
+    assert load_settings().api_keys == {}
+
+
+def test_an_unknown_variable_is_an_error(monkeypatch):
+    monkeypatch.setenv("KSSM_PROT", "9000")
+    assert "KSSM_PROT" in refused()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KSSM_PORT", "many"),
+        ("KSSM_PORT", "70000"),
+        ("KSSM_MAX_CHANNELS", "0"),
+        ("KSSM_API_KEYS", "not json"),
+        ("KSSM_API_KEYS", '{"acme": "short"}'),
+        ("KSSM_API_KEYS", f'{{"": "{DIGEST}"}}'),
+        ("KSSM_STATE_KEY", "short"),
+        ("KSSM_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_bad_value_is_an_error(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    refused()
+
+
+def test_an_unknown_argument_is_an_error():
+    assert "prot" in refused(prot=1)
+
+
+def test_settings_do_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1
