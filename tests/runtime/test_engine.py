@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from kssm.errors import CapacityError, KSSMError, NotFoundError, NumericalError
 from kssm.runtime import Engine, EngineConfig
 from kssm.runtime.contract import Floats
+from kssm.runtime.jobs import Session
 from kssm.runtime.worker import Worker
 from tests.runtime.fakes import POISON, SmoothingForecaster
 
@@ -54,6 +57,23 @@ def _code(future: Future[Any]) -> str:
 
 def _state(engine: Engine, key: int) -> State:
     return engine.export(key).result()
+
+
+@contextmanager
+def _held(engine: Engine) -> Generator[None]:
+    """The device thread waits while the block submits."""
+    entered, gate = threading.Event(), threading.Event()
+
+    def wait(_: Session) -> None:
+        entered.set()
+        gate.wait(10)
+
+    key = engine.open(1).result()
+    engine._control(key, wait)
+    engine.release(key)
+    assert entered.wait(10)
+    yield
+    gate.set()
 
 
 def _assert_same(left: State, right: State) -> None:
@@ -299,42 +319,39 @@ def test_a_cancelled_job_is_not_applied(engine: Engine) -> None:
     key = engine.open(1).result()
     engine.append(key, _signal(3)).result()
     before = _state(engine, key)
-    gate = threading.Event()
-    blocker = engine.open(1)
-    blocker.add_done_callback(lambda _: gate.wait(10))
-    cancelled = [engine.append(key, _signal(1)), engine.append(key, _signal(30)), engine.reset(key)]
-    opened, predicted = engine.open(1), engine.predict([np.zeros(9)], 1, (0.5,))
-    assert all(f.cancel() for f in [*cancelled, opened, predicted])
-    gate.set()
+    with _held(engine):
+        cancelled: list[Future[Any]] = [
+            engine.append(key, _signal(1)),
+            engine.append(key, _signal(30)),
+            engine.reset(key),
+            engine.open(1),
+            engine.predict([np.zeros(9)], 1, (0.5,)),
+        ]
+        assert all(future.cancel() for future in cancelled)
     _assert_same(_state(engine, key), before)
     stats = engine.stats()
-    assert (stats.rows_used, stats.pending_tokens, stats.sessions) == (2, 0, 2)
+    assert (stats.rows_used, stats.pending_tokens, stats.sessions) == (1, 0, 1)
 
 
 def test_a_cancelled_release_still_frees_the_rows(engine: Engine) -> None:
     engine.start()
     key = engine.open(3).result()
-    gate = threading.Event()
-    blocker = engine.open(1)
-    blocker.add_done_callback(lambda _: gate.wait(10))
-    assert engine.release(key).cancel()
-    gate.set()
+    with _held(engine):
+        assert engine.release(key).cancel()
     engine.open(1).result()
-    assert engine.stats().rows_used == 2
+    assert engine.stats().rows_used == 1
 
 
 def test_the_queue_is_bounded(engine: Engine) -> None:
     engine.start()
     key = engine.open(1).result()
-    gate = threading.Event()
-    engine.open(1).add_done_callback(lambda _: gate.wait(10))
-    accepted = [engine.append(key, _signal(5)) for _ in range(99)]
-    refused = [engine.append(key, _signal(5)) for _ in range(5)]
-    bulk = engine.append(key, _signal(400))
-    assert {_code(future) for future in refused} == {"overloaded"}
-    assert all(isinstance(future.exception(), CapacityError) for future in refused)
-    release = engine.release(key)
-    gate.set()
+    with _held(engine):
+        accepted = [engine.append(key, _signal(5)) for _ in range(99)]
+        refused = [engine.append(key, _signal(5)) for _ in range(5)]
+        bulk = engine.append(key, _signal(400))
+        assert {_code(future) for future in refused} == {"overloaded"}
+        assert all(isinstance(future.exception(), CapacityError) for future in refused)
+        release = engine.release(key)
     assert all(future.result() for future in [*accepted, bulk])
     assert release.result() is None
     assert engine.stats().pending_tokens == 0
@@ -383,14 +400,12 @@ def test_closing_finishes_what_was_accepted(running: Engine) -> None:
 def test_closing_at_once_fails_what_was_accepted(engine: Engine) -> None:
     engine.start()
     key = engine.open(1).result()
-    gate = threading.Event()
-    engine.open(1).add_done_callback(lambda _: gate.wait(10))
-    futures: list[Future[Any]] = [engine.append(key, _signal(30)), engine.reset(key)]
     closer = threading.Thread(target=engine.close, kwargs={"drain": False})
-    closer.start()
-    while not engine._closed:
-        pass
-    gate.set()
+    with _held(engine):
+        futures: list[Future[Any]] = [engine.append(key, _signal(30)), engine.reset(key)]
+        closer.start()
+        while not engine._closed:
+            time.sleep(0)
     closer.join(10)
     assert [_code(future) for future in futures] == ["draining", "draining"]
 
@@ -418,22 +433,18 @@ def test_nothing_hangs_when_the_device_thread_dies(
 ) -> None:
     engine.start()
     key = engine.open(1).result()
-    gate = threading.Event()
-    engine.open(1).add_done_callback(lambda _: gate.wait(10))
 
     def die(*_: object) -> None:
         raise SystemExit("unexpected")
 
-    futures: list[Future[Any]] = [
-        engine.append(key, _signal(1)),
-        engine.append(key, _signal(1)),
-        engine.predict([np.zeros(100)], 1, (0.5,)),
-        engine.open(1),
-    ]
-    monkeypatch.setattr(engine._worker, where, die)
-    gate.set()
-    assert {_code(future) for future in futures[:3]} == {"internal"}
-    assert futures[3].done()
+    with _held(engine):
+        futures: list[Future[Any]] = [
+            engine.append(key, _signal(1)),
+            engine.append(key, _signal(1)),
+            engine.predict([np.zeros(100)], 1, (0.5,)),
+        ]
+        monkeypatch.setattr(engine._worker, where, die)
+    assert {_code(future) for future in futures} == {"internal"}
     assert _code(engine.append(key, _signal(1))) == "internal"
     engine.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -33,7 +33,7 @@ EXAMPLES = settings(
 
 
 @contextmanager
-def _engine(forecaster: Forecaster) -> Iterator[Engine]:
+def _engine(forecaster: Forecaster) -> Generator[Engine]:
     """An engine that gets what is submitted in the block's first part as one batch."""
     engine = Engine(forecaster, CONFIG)
     try:
