@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, cast
@@ -70,7 +78,7 @@ class AsyncSession:
 
     async def stream(
         self, frames: Frames, *, window: int = DEFAULT_WINDOW
-    ) -> AsyncIterator[Forecast]:
+    ) -> AsyncGenerator[Forecast, None]:
         """Send every frame of an iterable, up to ``window`` ahead; yield forecasts in order.
 
         An iterable that is not asynchronous is read in a thread, so it may block.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -14,6 +14,7 @@ from kssm_client.address import DEFAULT_URL
 from kssm_client.aio import AsyncClient, AsyncSession
 from kssm_client.backoff import Backoff
 from kssm_client.core import DEFAULT_WINDOW
+from kssm_client.errors import ClientClosedError
 from kssm_client.types import Encoding, Forecast, SessionInfo, Timestamp
 
 T = TypeVar("T")
@@ -30,6 +31,10 @@ class _Loop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it there, wait here; ClientClosedError once the loop is closed."""
+        if self._loop.is_closed():
+            work.close()
+            raise ClientClosedError("the client was closed")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -181,11 +186,9 @@ def connect(
     return Client(url, api_key=api_key, window=window, backoff=backoff)
 
 
-async def _next(forecasts: AsyncIterator[Forecast]) -> Forecast | None:
+async def _next(forecasts: AsyncGenerator[Forecast, None]) -> Forecast | None:
     return await anext(forecasts, None)
 
 
-async def _close(forecasts: AsyncIterator[Forecast]) -> None:
-    close = getattr(forecasts, "aclose", None)
-    if close is not None:
-        await close()
+async def _close(forecasts: AsyncGenerator[Forecast, None]) -> None:
+    await forecasts.aclose()
