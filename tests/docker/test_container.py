@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -149,6 +151,24 @@ def test_a_session_goes_on_after_stop_and_start(start):
             assert after.seq == seq
             np.testing.assert_allclose(after.values, reference.values, rtol=1e-5, atol=1e-6)
     assert second.stop() == 0, second.logs()
+
+
+def test_the_command_streams_a_file_through_it(start, tmp_path):
+    file = tmp_path / "waves.csv"
+    np.savetxt(file, waves(30), delimiter=",", header="slow,fast", comments="")
+    container = start()
+    command = Path(sys.executable).with_name("kssm-client")
+    done = subprocess.run(
+        [command, "stream", file, "--url", container.url, "--plain"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    frames = [line for line in done.stdout.splitlines() if line.startswith("#")]
+    assert len(frames) == 30
+    assert "slow" in frames[-1]
+    assert "fast" in frames[-1]
 
 
 def test_a_volume_that_cannot_be_written_is_said(start):
