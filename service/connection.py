@@ -108,16 +108,19 @@ class Connection:
         await self._queue.join()
 
     async def _read(self) -> None:
-        while (message := await self._receive()) is not None:
-            while self._unanswered >= 2 * self._limit or self._bytes > self._max_bytes:
-                self._room.clear()
-                await self._room.wait()
+        while (message := await self._next()) is not None:
             began = time.perf_counter()
             exchange = self._accept(message)
             exchange.began, exchange.size = began, len(message)
             self._unanswered += 1
             self._bytes += exchange.size
             self._queue.put_nowait(exchange)
+
+    async def _next(self) -> Payload | None:
+        while self._unanswered >= 2 * self._limit or self._bytes > self._max_bytes:
+            self._room.clear()
+            await self._room.wait()
+        return await self._receive()
 
     async def _write(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -12,6 +13,12 @@ import torch
 from kssm.errors import CapacityError, KSSMError
 from kssm.runtime import EngineStats, ForecastResult
 from kssm.runtime.validation import check_dt, check_query, check_values
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop run until ``condition`` holds; the test's timeout bounds it."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0)
 
 
 class FakeForecaster:

@@ -1,0 +1,61 @@
+"""A WebSocket peer without a network, for ``service.connection``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from service.connection import Connection
+from service.core import Service
+
+
+class Peer:
+    """Talks to a ``Connection`` through two queues; ``stall`` stops it from reading."""
+
+    def __init__(self, service: Service, tenant: str = "default") -> None:
+        self._inbox: asyncio.Queue[str | bytes | None] = asyncio.Queue()
+        self._outbox: asyncio.Queue[str | bytes] = asyncio.Queue()
+        self._reads = asyncio.Event()
+        self._reads.set()
+        self.connection = Connection(service, tenant, self._inbox.get, self._deliver)
+        self.task = asyncio.create_task(self.connection.run())
+
+    async def _deliver(self, data: str | bytes) -> None:
+        await self._reads.wait()
+        self._outbox.put_nowait(data)
+
+    def stall(self) -> None:
+        self._reads.clear()
+
+    def resume(self) -> None:
+        self._reads.set()
+
+    @property
+    def unread(self) -> int:
+        """Messages the server has not taken yet."""
+        return self._inbox.qsize()
+
+    def post(self, message: dict[str, Any] | str | bytes) -> None:
+        self._inbox.put_nowait(json.dumps(message) if isinstance(message, dict) else message)
+
+    async def raw(self) -> str | bytes:
+        return await asyncio.wait_for(self._outbox.get(), 10)
+
+    async def read(self) -> dict[str, Any]:
+        data = await self.raw()
+        assert isinstance(data, str)
+        return json.loads(data)
+
+    async def ask(self, message: dict[str, Any] | str | bytes) -> dict[str, Any]:
+        self.post(message)
+        return await self.read()
+
+    async def create(self, **fields: Any) -> dict[str, Any]:
+        created = await self.ask({"type": "session.create", **fields})
+        assert created["type"] == "session.created", created
+        return created
+
+    async def leave(self) -> None:
+        self._inbox.put_nowait(None)
+        await self.task
