@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -110,7 +111,7 @@ class Engine:
 
     def _main(self) -> None:
         try:
-            with torch.inference_mode():
+            with self._on_device(), torch.inference_mode():
                 while self._take():
                     self._worker.tick()
         except BaseException:  # noqa: BLE001 (whatever it is, nobody may be left waiting)
@@ -118,6 +119,10 @@ class Engine:
             self._died = True
         finally:
             self._abandon()
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Kernels start on the thread's current device, wherever their tensors are."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _take(self) -> bool:
         """Hand new jobs to the worker, waiting if there is nothing to do; False = stop."""

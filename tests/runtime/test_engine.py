@@ -482,3 +482,52 @@ def test_many_threads(running: Engine) -> None:
     for quantiles in results:
         np.testing.assert_array_equal(quantiles, expected.quantiles)
     assert running.stats().rows_used == 1
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_every_future_ends_whatever_happens_around_the_close(
+    model: SmoothingForecaster, drain: bool
+) -> None:
+    engine = Engine(model, CONFIG)
+    engine.start()
+    keys = [engine.open(1).result() for _ in range(4)]
+    futures: list[Future[Any]] = []
+    warm = threading.Barrier(5)
+
+    def submit(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for number in range(150):
+            if number == 50:
+                warm.wait(10)
+            futures.append(_anything(engine, keys[int(random.integers(4))], random))
+
+    threads = [threading.Thread(target=submit, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    warm.wait(10)
+    engine.close(drain)
+    for thread in threads:
+        thread.join(10)
+    assert len(futures) == 600
+    codes = {_end(future) for future in futures}
+    assert _end(engine.append(keys[0], _signal(1))) == "draining"
+    assert codes <= {None, "draining", "overloaded", "session_not_found", "rows_exhausted"}
+    assert engine.stats().pending_tokens == 0 or not drain
+
+
+def _anything(engine: Engine, key: int, random: np.random.Generator) -> Future[Any]:
+    choice = int(random.integers(8))
+    if choice < 3:
+        return engine.append(key, _signal(int(random.integers(1, 30))))
+    if choice == 3:
+        return engine.predict([np.zeros(20)], 2, (0.5,))
+    calls = [engine.reset, engine.fork, engine.export, engine.release]
+    if choice == 7 and random.random() < 0.95:
+        return engine.forecast(key, 3, (0.5,))
+    return calls[choice - 4](key)
+
+
+def _end(future: Future[Any]) -> str | None:
+    error = future.exception(timeout=10)
+    assert error is None or isinstance(error, KSSMError)
+    return error.code if error else None
