@@ -158,6 +158,16 @@ def test_no_more_frames_unanswered_than_the_window() -> None:
     assert len(wire.upward) == WINDOW
 
 
+def test_large_forecasts_narrow_the_window_to_what_the_server_keeps() -> None:
+    core, wire = wired()
+    key, _ = core.create(SessionOptions(channels=8, horizon=2048, quantiles=(0.1, 0.5, 0.9)))
+    wire.settle()
+    for _ in range(9):
+        core.append(key, np.zeros(8))
+    wire.transmit()
+    assert len(wire.upward) == 2
+
+
 def test_no_more_messages_unanswered_than_the_server_allows() -> None:
     core, wire = wired(max_in_flight=3)
     keys = [opened(core, wire)[0] for _ in range(4)]

@@ -17,6 +17,7 @@ from kssm_client import (
     NotFoundError,
     OverloadedError,
     ProtocolError,
+    ReplyLostError,
     RestClient,
     ServerError,
 )
@@ -151,6 +152,12 @@ def test_a_session_from_creation_to_deletion() -> None:
         "PUT /v1/sessions/s2/state",
         "DELETE /v1/sessions/a%2Fb",
     ]
+
+
+def test_a_forgotten_duplicate_says_so() -> None:
+    recorder = Recorder(ok({"type": "ack", "of": "frames.append", "session": "s1", "seq": 0}))
+    with recorder.client() as client, pytest.raises(ReplyLostError):
+        client.append("s1", 0, 1.0)
 
 
 def test_what_is_refused_for_now_is_tried_again() -> None:

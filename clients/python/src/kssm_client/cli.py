@@ -32,9 +32,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Url = Annotated[str, typer.Option(help="The server.", envvar="KSSM_URL")]
+Url = Annotated[str, typer.Option(help="The server.", envvar="KSSMCLIENT_URL")]
 ApiKey = Annotated[
-    str | None, typer.Option(help="The API key.", envvar="KSSM_API_KEY", show_envvar=True)
+    str | None, typer.Option(help="The API key.", envvar="KSSMCLIENT_API_KEY")
 ]
 Columns = Annotated[
     list[str] | None,

@@ -12,6 +12,8 @@ from kssm_client.wire import Created, Frame, Message, encode_control
 
 Result = Forecast | SessionInfo | None
 
+REPLY_VALUES_KEPT = 131_072  # forecast values that a server keeps for a session's duplicates
+
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
@@ -77,10 +79,18 @@ class Ledger:
         """Whether the next job may go out, with at most ``window`` unanswered frames."""
         if self.waiting or self.attaching or self.withdrawn:
             return False
-        if self.sent >= min(len(self.jobs), window):
+        if self.sent >= min(len(self.jobs), window, self.recoverable):
             return False
         frames = self.jobs[0].frame is not None and self.jobs[self.sent].frame is not None
         return frames or self.sent == 0
+
+    @property
+    def recoverable(self) -> int:
+        """How many unanswered frames' forecasts the server still has after a reconnection."""
+        if self.info is None:
+            return 1
+        size = self.info.channels * self.info.horizon * len(self.info.quantiles)
+        return max(1, REPLY_VALUES_KEPT // size)
 
     def next_message(self) -> tuple[Message, Flight]:
         """Put the next job on the wire, or first the attach that it needs."""

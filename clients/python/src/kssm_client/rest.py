@@ -19,6 +19,7 @@ from kssm_client.errors import (
     ConnectionFailedError,
     KSSMClientError,
     ProtocolError,
+    ReplyLostError,
     error_from_body,
 )
 from kssm_client.types import Forecast, SeriesForecast, SessionInfo, Timestamp
@@ -146,11 +147,18 @@ class RestClient:
         channels: int = 1,
         timestamps: Sequence[Timestamp] | None = None,
     ) -> Forecast:
-        """Send frame number ``seq``, [samples, channels]; the forecast after it."""
+        """Send frame number ``seq``, [samples, channels]; the forecast after it.
+
+        A number sent before is not applied again. ReplyLostError if it was so long ago that
+        the server no longer has its forecast.
+        """
         body: Json = {"seq": seq, "values": as_rows(as_samples(values, channels))}
         if timestamps is not None:
             body["timestamps"] = as_timestamps(timestamps)
-        return forecast_from_body(self._json("POST", _path(session_id, "frames"), body))
+        reply = self._json("POST", _path(session_id, "frames"), body)
+        if reply.get("type") == "ack":
+            raise ReplyLostError("the frame was applied before, its forecast is gone")
+        return forecast_from_body(reply)
 
     def session_forecast(
         self, session_id: str, horizon: int, quantiles: Sequence[float] = (0.1, 0.5, 0.9)
