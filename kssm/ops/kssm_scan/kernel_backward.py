@@ -111,11 +111,11 @@ def _summary_step(
     return product_re, product_im, e_re, e_im
 
 
-@triton.jit(do_not_specialize=["T", "n_chunks", "chunk_len"])
+@triton.jit(do_not_specialize=["T", "n_chunks", "chunk_len", "once"])
 def backward_summary_kernel(
     alpha_ptr, omega_ptr, dt_ptr, dy_ptr, token_dt_ptr, lengths_ptr,
     alpha_bias_ptr, omega_bias_ptr, omega_scale_ptr, dt_bias_ptr, c_re_ptr, c_im_ptr,
-    summary_ptr, T, n_chunks, chunk_len,
+    summary_ptr, T, n_chunks, chunk_len, once,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr, UNROLL: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -145,16 +145,18 @@ def backward_summary_kernel(
     product_im = tl.zeros([BLOCK_D], tl.float32)
     groups = (end - start) // UNROLL
     if groups > 0:
-        values = widen(load_group(ptrs, ROWS, 4, UNROLL, mask))
+        values = load_group(ptrs, ROWS, 4, UNROLL, mask)
         for g in range(groups):
             ptrs = move(ptrs, ROWS, tl.where(g + 1 < groups, UNROLL, 0))
             following = load_group(ptrs, ROWS, 4, UNROLL, mask)
-            for u in tl.static_range(UNROLL):
-                product_re, product_im, e_re, e_im = _summary_step(
-                    values, u, product_re, product_im, e_re, e_im, c_re, c_im, channel,
-                    FACTOR, EXACT,
-                )  # fmt: skip
-            values = widen(following)
+            for _ in range(once):
+                wide = widen(values)
+                for u in tl.static_range(UNROLL):
+                    product_re, product_im, e_re, e_im = _summary_step(
+                        wide, u, product_re, product_im, e_re, e_im, c_re, c_im, channel,
+                        FACTOR, EXACT,
+                    )  # fmt: skip
+                values = following
         ptrs = move(ptrs, ROWS, UNROLL)
     for _ in range(end - start - groups * UNROLL):
         single = widen(load_group(ptrs, ROWS, 4, 1, mask))
@@ -217,13 +219,13 @@ def _accumulate(sums, found, dy, now_re, now_im):
     )
 
 
-@triton.jit(do_not_specialize=["T", "n_chunks", "chunk_len"])
+@triton.jit(do_not_specialize=["T", "n_chunks", "chunk_len", "once"])
 def backward_kernel(
     alpha_ptr, omega_ptr, dt_ptr, x_ptr, b_re_ptr, b_im_ptr, token_dt_ptr, lengths_ptr,
     alpha_bias_ptr, omega_bias_ptr, omega_scale_ptr, dt_bias_ptr, c_re_ptr, c_im_ptr,
     initial_ptr, h_ptr, dy_ptr, final_grad_ptr, summary_ptr,
     d_alpha_ptr, d_omega_ptr, d_dt_ptr, d_x_ptr, d_b_re_ptr, d_b_im_ptr,
-    d_parameters_ptr, d_initial_ptr, T, n_chunks, chunk_len,
+    d_parameters_ptr, d_initial_ptr, T, n_chunks, chunk_len, once,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr, UNROLL: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -259,7 +261,10 @@ def backward_kernel(
     )
     if not PACKED:
         ptrs = ptrs + (state + D,)
-    ptrs = ptrs + (b_re_ptr - token * ROWS[LANES] + group, b_im_ptr - token * ROWS[LANES + 1] + group)
+    ptrs = ptrs + (
+        b_re_ptr - token * ROWS[LANES] + group,
+        b_im_ptr - token * ROWS[LANES + 1] + group,
+    )
     if token_dt_ptr is not None:
         ptrs = ptrs + (token_dt_ptr + token,)
     place = token * D + channels
@@ -282,23 +287,25 @@ def backward_kernel(
     sums = (zero, zero, zero, zero, zero, zero)
     groups = tl.maximum(end - tl.maximum(start, 1), 0) // UNROLL
     if groups > 0:
-        values = widen(load_group(ptrs, ROWS, LANES, UNROLL, mask))
+        values = load_group(ptrs, ROWS, LANES, UNROLL, mask)
         for g in range(groups):
             ptrs = move(ptrs, ROWS, tl.where(g + 1 < groups, UNROLL, 0))
             following = load_group(ptrs, ROWS, LANES, UNROLL, mask)
-            for u in tl.static_range(UNROLL):
-                before_re, before_im = _before(values, u, LANES)
-                dy = values[4][u]
-                found = _gradients(
-                    values, u, e_re + c_re * dy, e_im + c_im * dy,
-                    now_re, now_im, before_re, before_im, channel, LANES, FACTOR, EXACT,
-                )  # fmt: skip
-                _write(outputs, found, half_scale, D, BLOCKS, u, mask)
-                sums = _accumulate(sums, found, dy, now_re, now_im)
-                e_re, e_im = found[0], found[1]
-                now_re, now_im = before_re, before_im
+            for _ in range(once):
+                wide = widen(values)
+                for u in tl.static_range(UNROLL):
+                    before_re, before_im = _before(wide, u, LANES)
+                    dy = wide[4][u]
+                    found = _gradients(
+                        wide, u, e_re + c_re * dy, e_im + c_im * dy,
+                        now_re, now_im, before_re, before_im, channel, LANES, FACTOR, EXACT,
+                    )  # fmt: skip
+                    _write(outputs, found, half_scale, D, BLOCKS, u, mask)
+                    sums = _accumulate(sums, found, dy, now_re, now_im)
+                    e_re, e_im = found[0], found[1]
+                    now_re, now_im = before_re, before_im
+                values = following
             outputs = move(outputs, OUT_ROWS, UNROLL)
-            values = widen(following)
         ptrs = move(ptrs, ROWS, UNROLL)
     first_re, first_im = zero, zero
     if initial_ptr is not None:

@@ -17,22 +17,24 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 def exp2(x):
     """2^x without the denormal handling that doubles its cost (results below 2^-126 are 0)."""
     if INTERPRETED:
-        return tl.exp2(x)
+        result = tl.exp2(x)
     else:
-        return tl.inline_asm_elementwise(
+        result = tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
+    return result
 
 
 @triton.jit
 def reciprocal(x):
     """1 / x to one unit in the last place, for x in [1, 2^126]; 0 above."""
     if INTERPRETED:
-        return 1.0 / x
+        result = 1.0 / x
     else:
-        return tl.inline_asm_elementwise(
+        result = tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
+    return result
 
 
 @triton.jit
@@ -41,11 +43,13 @@ def pack_pair(re, im):
     if INTERPRETED:
         low = re.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.uint32)
         high = im.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.uint32)
-        return (low | (high << 16)).to(tl.int32, bitcast=True)
+        word = (low | (high << 16)).to(tl.int32, bitcast=True)
     else:
-        return tl.inline_asm_elementwise(
-            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [re, im], dtype=tl.int32, is_pure=True, pack=1
+        code: tl.constexpr = "cvt.rn.bf16x2.f32 $0, $2, $1;"
+        word = tl.inline_asm_elementwise(
+            code, "=r,f,f", [re, im], dtype=tl.int32, is_pure=True, pack=1
         )
+    return word
 
 
 @triton.jit
@@ -217,7 +221,8 @@ def apply_summary(ptr, re, im, mask):
     """The state after a chunk, from its summary and the state before."""
     product_re, product_im = load_pair(ptr, mask)
     local_re, local_im = load_pair(ptr + 2, mask)
-    return product_re * re - product_im * im + local_re, product_re * im + product_im * re + local_im
+    new_re = product_re * re - product_im * im + local_re
+    return new_re, product_re * im + product_im * re + local_im
 
 
 @triton.jit

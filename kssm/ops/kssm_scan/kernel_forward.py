@@ -67,11 +67,11 @@ def _grow(product_re, product_im, q, s, i2, hold, HOLDS: tl.constexpr):
     return new_re, new_im
 
 
-@triton.jit(do_not_specialize=["T", "n_chunks", "chunk_len"])
+@triton.jit(do_not_specialize=["T", "n_chunks", "chunk_len", "once"])
 def forward_summary_kernel(
     alpha_ptr, omega_ptr, dt_ptr, x_ptr, b_re_ptr, b_im_ptr, token_dt_ptr, lengths_ptr,
     alpha_bias_ptr, omega_bias_ptr, omega_scale_ptr, dt_bias_ptr,
-    summary_ptr, T, n_chunks, chunk_len,
+    summary_ptr, T, n_chunks, chunk_len, once,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr, UNROLL: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -94,14 +94,16 @@ def forward_summary_kernel(
     HOLDS: tl.constexpr = token_dt_ptr is not None
     groups = (end - start) // UNROLL
     if groups > 0:
-        values = widen(load_group(ptrs, ROWS, 4, UNROLL, mask))
+        values = load_group(ptrs, ROWS, 4, UNROLL, mask)
         for g in range(groups):
             ptrs = move(ptrs, ROWS, tl.where(g + 1 < groups, UNROLL, 0))
             following = load_group(ptrs, ROWS, 4, UNROLL, mask)
-            for u in tl.static_range(UNROLL):
-                h_re, h_im, q, s, i2, hold = _step(values, u, h_re, h_im, channel, EXACT)
-                product_re, product_im = _grow(product_re, product_im, q, s, i2, hold, HOLDS)
-            values = widen(following)
+            for _ in range(once):
+                wide = widen(values)
+                for u in tl.static_range(UNROLL):
+                    h_re, h_im, q, s, i2, hold = _step(wide, u, h_re, h_im, channel, EXACT)
+                    product_re, product_im = _grow(product_re, product_im, q, s, i2, hold, HOLDS)
+                values = following
         ptrs = move(ptrs, ROWS, UNROLL)
     for _ in range(end - start - groups * UNROLL):
         single = widen(load_group(ptrs, ROWS, 4, 1, mask))
@@ -120,11 +122,11 @@ def _emit(y_ptr, h_ptr, re, im, c_re, c_im, D: tl.constexpr, mask):
         store_state(h_ptr, re, im, D, mask)
 
 
-@triton.jit(do_not_specialize=["T", "n_chunks", "chunk_len"])
+@triton.jit(do_not_specialize=["T", "n_chunks", "chunk_len", "once"])
 def forward_kernel(
     alpha_ptr, omega_ptr, dt_ptr, x_ptr, b_re_ptr, b_im_ptr, token_dt_ptr, lengths_ptr,
     alpha_bias_ptr, omega_bias_ptr, omega_scale_ptr, dt_bias_ptr, c_re_ptr, c_im_ptr,
-    initial_ptr, summary_ptr, y_ptr, h_ptr, final_ptr, T, n_chunks, chunk_len,
+    initial_ptr, summary_ptr, y_ptr, h_ptr, final_ptr, T, n_chunks, chunk_len, once,
     ROWS: tl.constexpr, H_ROWS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr, UNROLL: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -162,18 +164,20 @@ def forward_kernel(
         h = h_ptr + token * (H_ROWS * D) + channels
     groups = (end - start) // UNROLL
     if groups > 0:
-        values = widen(load_group(ptrs, ROWS, 4, UNROLL, mask))
+        values = load_group(ptrs, ROWS, 4, UNROLL, mask)
         for g in range(groups):
             ptrs = move(ptrs, ROWS, tl.where(g + 1 < groups, UNROLL, 0))
             following = load_group(ptrs, ROWS, 4, UNROLL, mask)
-            for u in tl.static_range(UNROLL):
-                after = _step(values, u, h_re, h_im, channel, EXACT)
-                h_re, h_im = after[0], after[1]
-                _emit(y, h, h_re, h_im, c_re, c_im, D, mask)
-                y += D
-                if h_ptr is not None:
-                    h += H_ROWS * D
-            values = widen(following)
+            for _ in range(once):
+                wide = widen(values)
+                for u in tl.static_range(UNROLL):
+                    after = _step(wide, u, h_re, h_im, channel, EXACT)
+                    h_re, h_im = after[0], after[1]
+                    _emit(y, h, h_re, h_im, c_re, c_im, D, mask)
+                    y += D
+                    if h_ptr is not None:
+                        h += H_ROWS * D
+                values = following
         ptrs = move(ptrs, ROWS, UNROLL)
     for _ in range(end - start - groups * UNROLL):
         single = widen(load_group(ptrs, ROWS, 4, 1, mask))
