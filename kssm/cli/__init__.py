@@ -50,7 +50,12 @@ def build_app(words: Sequence[str]) -> typer.Typer:
     """An application in which the sub-command that ``words`` names is real and the rest are
     listed by their summaries only.
     """
-    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+    app = typer.Typer(
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        rich_markup_mode="markdown",
+    )
     app.callback()(_root)
     chosen = next((word for word in words if not word.startswith("-")), None)
     for name, command in COMMANDS.items():

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kssm.cli.outcome import Outcome
+from kssm.cli.outcome import Outcome, new_figure
 from kssm.cli.table import Signal, read_signal
 from kssm.cli.timeline import future_labels
 from kssm.errors import InvalidInputError
@@ -35,6 +35,7 @@ def forecast(
     levels = parse_levels(quantiles)
     if horizon < 1:
         raise InvalidInputError("the horizon must be at least 1", code="invalid_horizon")
+    figure = None if plot is None else new_figure()
     notes = Console(stderr=True)
     with Stages(notes) as stages:
         stages.next()
@@ -43,8 +44,8 @@ def forecast(
         stages.next()
         if output is not None:
             outcome.write_csv(output)
-        if plot is not None:
-            outcome.draw(plot, signal)
+        if plot is not None and figure is not None:
+            outcome.draw(figure, plot, signal)
     if column is None and signal.alternatives:
         notes.print(f"forecast {signal.name!r}; --column takes {', '.join(signal.alternatives)}")
     if output is None:

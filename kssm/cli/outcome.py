@@ -16,6 +16,7 @@ from kssm.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from kssm.cli.table import Signal
@@ -70,17 +71,11 @@ class Outcome:
         table.caption = f"{hidden} more: use --output" if hidden > 0 else None
         Console().print(table)
 
-    def draw(self, path: Path, signal: Signal) -> None:
-        """Draw the end of the history and the forecast's bands.
+    def draw(self, figure: Figure, path: Path, signal: Signal) -> None:
+        """Draw the end of the history and the forecast's bands into ``path``.
 
-        Raises ``InvalidInputError``: ``missing_dependency`` without matplotlib, ``cannot_write``.
+        Raises ``InvalidInputError`` (``cannot_write``).
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            message = "--plot needs matplotlib: pip install 'kssm[plot]'"
-            raise InvalidInputError(message, code="missing_dependency") from error
-        figure = Figure(figsize=(10, 4), layout="constrained")
         self._draw_on(figure.add_subplot(), signal)
         try:
             figure.savefig(path, dpi=120)
@@ -100,6 +95,16 @@ class Outcome:
         axes.axvline(0, color="0.7", lw=0.8)
         axes.set_xlabel("samples from now")
         axes.legend(loc="upper left", edgecolor="none", framealpha=0.8)
+
+
+def new_figure() -> Figure:
+    """An empty picture; raises ``InvalidInputError`` (``missing_dependency``)."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        message = "--plot needs matplotlib: pip install 'kssm[plot]'"
+        raise InvalidInputError(message, code="missing_dependency") from error
+    return Figure(figsize=(10, 4), layout="constrained")
 
 
 def _unwritable(path: Path, error: Exception) -> InvalidInputError:

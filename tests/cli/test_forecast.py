@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,6 +87,14 @@ def test_plot_is_a_picture(hourly, tmp_path):
     output = tmp_path / "out.csv"
     assert run("forecast", hourly, "--horizon", 5, "--plot", picture, "--output", output) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_without_matplotlib_is_said_at_once(hourly, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run("forecast", hourly, "--horizon", 5, "--plot", "out.png") == 1
+    captured = capsys.readouterr()
+    assert "error [missing_dependency] " in captured.err
+    assert captured.out == ""
 
 
 @pytest.mark.parametrize(
