@@ -1,0 +1,1 @@
+"""The demonstration: a real server, live and recorded signals, forecasts against truth."""
