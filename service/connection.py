@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BYTES_IN_FLIGHT: Final = 8
 """Unanswered bytes a connection may have, in messages of the greatest size."""
 GOAWAY_PATIENCE_S: Final = 1.0
+RESTART: Final = 1012
 
 Payload = str | bytes
 
@@ -55,7 +56,10 @@ class Exchange:
 
 
 class Connection:
-    """Serves one peer through ``receive`` (None at its end) and ``send`` (never raises)."""
+    """Serves one peer through ``receive`` (None at its end), ``send`` and ``close``.
+
+    The last two never raise, also when the peer has gone.
+    """
 
     def __init__(
         self,
@@ -63,12 +67,14 @@ class Connection:
         tenant: str,
         receive: Callable[[], Awaitable[Payload | None]],
         send: Callable[[Payload], Awaitable[None]],
+        close: Callable[[int, str], Awaitable[None]],
     ) -> None:
         self._service = service
         self._manager = service.manager
         self._tenant = tenant
         self._receive = receive
         self._send = send
+        self._close = close
         self._limit = service.settings.max_in_flight
         self._max_bytes = BYTES_IN_FLIGHT * service.settings.max_message_bytes
         self._queue: asyncio.Queue[Exchange] = asyncio.Queue()
@@ -102,6 +108,10 @@ class Connection:
                 await self._send(wire.encode_goaway(time_left_s))
         except TimeoutError:
             return
+
+    async def restart(self) -> None:
+        """Close with the code that asks the peer to come back."""
+        await self._close(RESTART, "the server is stopping")
 
     async def answered(self) -> None:
         """Wait until every message so far is answered."""

@@ -62,13 +62,14 @@ class Service:
         self.metrics.watch(stats, lambda: manager.sessions, lambda: len(self.connections))
 
     async def drain(self) -> None:
-        """Refuse new work, tell the streams, finish what was accepted, save the sessions."""
+        """Refuse new work, tell the streams, finish what was accepted, save, close the streams."""
         if self._manager is None or self._drained:
             return
         self._drained = True
         self._manager.refuse()
         await self._say_goodbye(self._manager)
         await self._manager.flush()
+        await asyncio.gather(*(stream.restart() for stream in list(self.connections)))
 
     async def stop(self) -> None:
         """Drain if nobody did, then stop engine and store."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import socket
+import threading
 from types import FrameType
+from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
@@ -13,6 +16,9 @@ from service.app import create_app
 from service.core import Service, build_engine
 from service.settings import Settings
 
+CLOSE_CHECKS: Final = 100
+CLOSE_CHECK_S: Final = 0.02
+
 
 class Server(uvicorn.Server):
     """uvicorn, but connections are closed (1012) only after the service has drained."""
@@ -20,6 +26,18 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        self._listening = threading.Event()
+
+    def wait_until_listening(self, timeout_s: float) -> int:
+        """The port, once there is one; for callers on another thread. Raises ``TimeoutError``."""
+        if not self._listening.wait(timeout_s):
+            raise TimeoutError("the server did not start in time")
+        return self.servers[0].sockets[0].getsockname()[1]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then let those know who wait for it."""
+        await super().startup(sockets)
+        self._listening.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; a second interrupt stops waiting. The exit status stays 0."""
@@ -27,9 +45,19 @@ class Server(uvicorn.Server):
         self._captured_signals.clear()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain while connections still live, then close them."""
+        """Drain while connections still live, then end them."""
         await self._service.drain()
+        await self._await_close_replies()
         await super().shutdown(sockets)
+
+    async def _await_close_replies(self) -> None:
+        """Closing a socket with unread data would reset it, and the peer lose its last answers."""
+        kind = self.config.ws_protocol_class
+        assert kind is not None
+        for _ in range(CLOSE_CHECKS):
+            if not any(isinstance(peer, kind) for peer in self.server_state.connections):
+                return
+            await asyncio.sleep(CLOSE_CHECK_S)
 
 
 def make_server(app: FastAPI, settings: Settings) -> Server:

@@ -7,10 +7,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from kssm.errors import UnauthorizedError
 from service.auth import bearer, origin_allowed
-from service.connection import Connection
+from service.connection import RESTART, Connection
 from service.core import Service
 
-POLICY, TOO_BIG, RESTART = 1008, 1009, 1012
+POLICY, TOO_BIG = 1008, 1009
 
 router = APIRouter()
 
@@ -30,7 +30,11 @@ async def stream(websocket: WebSocket) -> None:
         await websocket.close(RESTART, "the server is stopping")
         return
     connection = Connection(
-        service, tenant, lambda: _receive(service, websocket), lambda data: _send(websocket, data)
+        service,
+        tenant,
+        receive=lambda: _receive(service, websocket),
+        send=lambda data: _send(websocket, data),
+        close=lambda code, reason: _close(websocket, code, reason),
     )
     service.connections.add(connection)
     try:
@@ -55,7 +59,7 @@ async def _receive(service: Service, websocket: WebSocket) -> str | bytes | None
     text: str | None = message.get("text")
     data: str | bytes = message["bytes"] if text is None else text
     if len(data) > service.settings.max_message_bytes:
-        await websocket.close(TOO_BIG, "the message is too big")
+        await _close(websocket, TOO_BIG, "the message is too big")
         return None
     return data
 
@@ -70,3 +74,11 @@ async def _send(websocket: WebSocket, data: str | bytes) -> None:
             await websocket.send_bytes(data)
     except WebSocketDisconnect:
         return
+
+
+async def _close(websocket: WebSocket, code: int, reason: str) -> None:
+    if websocket.application_state is WebSocketState.CONNECTED:
+        try:
+            await websocket.close(code, reason)
+        except WebSocketDisconnect:
+            return

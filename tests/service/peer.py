@@ -18,12 +18,17 @@ class Peer:
         self._outbox: asyncio.Queue[str | bytes] = asyncio.Queue()
         self._reads = asyncio.Event()
         self._reads.set()
-        self.connection = Connection(service, tenant, self._inbox.get, self._deliver)
+        self.closed: int | None = None
+        self.connection = Connection(service, tenant, self._inbox.get, self._deliver, self._end)
         self.task = asyncio.create_task(self.connection.run())
 
     async def _deliver(self, data: str | bytes) -> None:
         await self._reads.wait()
         self._outbox.put_nowait(data)
+
+    async def _end(self, code: int, reason: str) -> None:
+        self.closed = code
+        self._inbox.put_nowait(None)
 
     def stall(self) -> None:
         self._reads.clear()

@@ -310,7 +310,8 @@ async def test_a_stopping_service_says_so_and_answers_what_it_accepted(service):
     assert [kind["error"]["code"] for kind in kinds[1:]] == ["draining"] * 2
     assert all(kind["error"]["retryable"] for kind in kinds[1:])
     await draining
-    await peer.leave()
+    await peer.task
+    assert peer.closed == 1012
 
 
 async def test_frames_and_errors_are_counted(peer, service):
