@@ -33,9 +33,7 @@ app = typer.Typer(
 )
 
 Url = Annotated[str, typer.Option(help="The server.", envvar="KSSMCLIENT_URL")]
-ApiKey = Annotated[
-    str | None, typer.Option(help="The API key.", envvar="KSSMCLIENT_API_KEY")
-]
+ApiKey = Annotated[str | None, typer.Option(help="The API key.", envvar="KSSMCLIENT_API_KEY")]
 Columns = Annotated[
     list[str] | None,
     typer.Option("--column", help="A CSV column, by name or number; repeat for several."),

@@ -14,6 +14,7 @@ from kssm_client.types import Forecast
 
 _BARS = "▁▂▃▄▅▆▇█"
 _ALARM = 3.0
+_NOTHING = 1e-12
 _HISTORY = 32
 _AHEAD = 16
 
@@ -40,8 +41,10 @@ def resample(values: npt.ArrayLike, width: int) -> npt.NDArray[np.float64]:
 
 
 def number(value: float) -> str:
-    """Four significant digits, as short as they go."""
-    return "-" if np.isnan(value) else f"{value:.4g}"
+    """Four significant digits, as short as they go; what is next to nothing is 0."""
+    if np.isnan(value):
+        return "-"
+    return "0" if abs(value) < _NOTHING else f"{value:.4g}"
 
 
 class StreamView:

@@ -133,7 +133,7 @@ _CLASSES: Mapping[str, type[ServerError]] = {
     "unauthorized": UnauthorizedError,
     **dict.fromkeys(("session_not_found", "model_not_found", "not_found"), NotFoundError),
     **dict.fromkeys(
-        ("seq_gap", "state_mismatch", "state_foreign", "frames_lost", "session_taken"),
+        ("conflict", "seq_gap", "state_mismatch", "state_foreign", "frames_lost", "session_taken"),
         ConflictError,
     ),
     **dict.fromkeys(("session_limit", "overloaded", "draining", "rows_exhausted"), OverloadedError),
