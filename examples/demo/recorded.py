@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 AIRPORTS = {"EWR": "Newark", "JFK": "Kennedy", "LGA": "LaGuardia"}
-HISTORY_START = datetime(2013, 5, 1, tzinfo=UTC)
-HISTORY_HOURS = 31 * 24
+HISTORY_START = datetime(2013, 4, 1, tzinfo=UTC)
+HISTORY_HOURS = 30 * 24
 STREAM_HOURS = 28 * 24
 
 
@@ -37,7 +37,7 @@ class Recording:
 
 
 def new_york_temperatures() -> Recording:
-    """May 2013 as history, then four weeks of June to stream.
+    """April 2013 as history, then four weeks of May to stream, sensor faults and all.
 
     Raises FileNotFoundError when the package is not installed.
     """

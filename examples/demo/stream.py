@@ -24,7 +24,7 @@ LIVE_HORIZON = 20
 LIVE_WARM_UP = 30
 DAY = 24
 PLAIN_LINES = 10
-WIDE = 110
+WIDE = 120
 
 Show = Callable[[Track, str], None]
 
