@@ -67,9 +67,14 @@ class Service:
             return
         self._drained = True
         self._manager.refuse()
-        await self._say_goodbye(self._manager)
-        await self._manager.flush()
-        await asyncio.gather(*(stream.restart() for stream in list(self.connections)))
+        patience = self.settings.drain_timeout_s
+        await asyncio.gather(*(stream.goaway(patience) for stream in list(self.connections)))
+        await self._manager.settle()
+        await self._deliver(patience)
+        try:
+            await self._manager.flush()
+        finally:
+            await asyncio.gather(*(stream.restart() for stream in list(self.connections)))
 
     async def stop(self) -> None:
         """Drain if nobody did, then stop engine and store."""
@@ -79,16 +84,12 @@ class Service:
         if self._store is not None:
             await self._store.close()
 
-    async def _say_goodbye(self, manager: SessionManager) -> None:
-        patience = self.settings.drain_timeout_s
-        open_streams = list(self.connections)
+    async def _deliver(self, patience_s: float) -> None:
         try:
-            async with asyncio.timeout(patience):
-                await asyncio.gather(*(stream.goaway(patience) for stream in open_streams))
-                await manager.settle()
-                await asyncio.gather(*(stream.answered() for stream in open_streams))
+            async with asyncio.timeout(patience_s):
+                await asyncio.gather(*(stream.answered() for stream in list(self.connections)))
         except TimeoutError:
-            logger.warning("some answers were not fetched within %s s", patience)
+            logger.warning("some answers were not fetched within %s s", patience_s)
 
 
 def build_engine(settings: Settings) -> Engine:

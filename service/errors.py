@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from kssm.errors import (
@@ -121,6 +121,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(KSSMError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_error)
 
 
@@ -142,6 +143,11 @@ async def _on_http(request: Request, error: Exception) -> Response:
     body = orjson.dumps({"error": {"code": code, "message": message, "retryable": False}})
     headers = dict(error.headers) if error.headers else None
     return Response(body, error.status_code, headers, media_type="application/json")
+
+
+async def _on_disconnect(_request: Request, _error: Exception) -> Response:
+    """The client left while it sent its body: nobody reads this, and nothing is wrong here."""
+    return Response(status_code=400)
 
 
 def _count(request: Request, code: str) -> None:

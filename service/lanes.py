@@ -72,7 +72,7 @@ class Lane:
         return bool(self._waiting)
 
     def run(self, start: Callable[[], Started[T]]) -> asyncio.Future[T]:
-        """Run a job after those before it. Cancelling the future does not stop a started job.
+        """Run a job after those before it. Cancelling the future does not stop the job.
 
         The future fails with ``CapacityError`` (`overloaded`) when too many jobs wait.
         """
@@ -87,12 +87,11 @@ class Lane:
     def _advance(self) -> None:
         while self._waiting:
             start, outer = self._waiting.popleft()
-            if outer.cancelled():
-                continue
             try:
                 started = start()
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's answer
-                outer.set_exception(error)
+                if not outer.done():
+                    outer.set_exception(error)
                 continue
             self._running = True
             started.future.add_done_callback(

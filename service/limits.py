@@ -33,5 +33,6 @@ def check_query(
 
 def check_channels(settings: Settings, channels: int) -> None:
     """Raises ``InvalidInputError`` when a session would have too many channels."""
-    if channels > settings.max_channels:
-        raise InvalidInputError(f"a session has at most {settings.max_channels} channels")
+    limit = min(settings.max_channels, settings.max_rows)
+    if channels > limit:
+        raise InvalidInputError(f"a session has at most {limit} channels")

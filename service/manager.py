@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from kssm.errors import CapacityError, KSSMError, NotFoundError
 from kssm.runtime import Engine
-from service import samples
 from service.errors import draining
 from service.lanes import Started, at_once, failed, in_task
-from service.limits import check_channels, check_query
+from service.limits import check_query
+from service.opening import new_id, open_session, parse_request
 from service.records import clock_from_meta, clock_to_meta
 from service.residency import Entry, Live, Residency, session_not_found
 from service.schemas import SessionCreate
-from service.sessions import Admitted, Reply, Session, SessionSettings, Status, new_session
+from service.sessions import Admitted, Reply, Status
 from service.settings import Settings
 from service.stores import Store
 from service.wire import Frame
@@ -140,7 +139,7 @@ class SessionManager:
             except BaseException:
                 self._sessions -= 1
                 raise
-            copy = live.session.fork(_new_id())
+            copy = live.session.fork(new_id())
             self._residency.adopt(copy, rows)
             return copy.status()
 
@@ -233,33 +232,15 @@ class SessionManager:
     async def _create(self, tenant: str, request: SessionCreate) -> Status:
         if request.model not in {None, self.model}:
             raise NotFoundError("there is no such model", code="model_not_found")
-        check_channels(self._settings, request.channels)
-        levels = check_query(self._settings, request.channels, request.horizon, request.quantiles)
-        interval = request.sample_interval
-        settings = SessionSettings(request.channels, request.horizon, levels, interval)
-        session = new_session(_new_id(), tenant, settings)
-        prompt = _parse_prompt(session, request)
+        session, prompt = parse_request(self._settings, tenant, request)
         self._reserve()
         try:
-            rows = await self._open(session, prompt)
+            rows = await open_session(self._engine, self._residency, session, prompt)
         except BaseException:
             self._sessions -= 1
             raise
         self._residency.adopt(session, rows)
         return session.status()
-
-    async def _open(self, session: Session, prompt: Admitted | None) -> int:
-        channels = session.settings.channels
-        rows = await self._residency.open_rows(channels, lambda: self._engine.open(channels))
-        if prompt is not None:
-            try:
-                future = self._engine.append(rows, prompt.values, dt=prompt.dt, want_forecast=False)
-                await asyncio.wrap_future(future)
-            except BaseException:
-                await self._residency.release(rows)
-                raise
-            session.clock = prompt.clock
-        return rows
 
     async def _delete(self, entry: Entry) -> None:
         stored = await self._store.delete(entry.tenant, entry.session_id)
@@ -288,15 +269,3 @@ def _finish_append(live: Live, admitted: Admitted, future: asyncio.Future[Any]) 
         raise
     live.dirty = True
     return live.session.commit(admitted, result)
-
-
-def _parse_prompt(session: Session, request: SessionCreate) -> Admitted | None:
-    if request.prompt is None and request.timestamps is None:
-        return None
-    values = samples.rows(request.prompt)
-    stamps = None if request.timestamps is None else samples.timestamps(request.timestamps)
-    return session.admit_prompt(values, stamps)
-
-
-def _new_id() -> str:
-    return secrets.token_hex(16)

@@ -21,6 +21,7 @@ def encode_session(session: Session) -> bytes:
             "quantiles": settings.quantiles,
             "sample_interval": settings.sample_interval,
             "next_seq": session.next_seq,
+            "attachments": session.attachments,
             "clock": [session.clock.interval, session.clock.last],
             "replies": [_pack(reply) for reply in session.replies],
         }
@@ -37,8 +38,15 @@ def decode_session(tenant: str, session_id: str, body: bytes) -> Session:
         fields["sample_interval"],
     )
     replies = ReplyCache(_unpack(packed) for packed in fields["replies"])
-    clock = Clock(*fields["clock"])
-    return Session(session_id, tenant, settings, fields["next_seq"], clock, replies)
+    return Session(
+        session_id,
+        tenant,
+        settings,
+        next_seq=fields["next_seq"],
+        clock=Clock(*fields["clock"]),
+        replies=replies,
+        attachments=fields["attachments"],
+    )
 
 
 def clock_to_meta(clock: Clock) -> dict[str, str]:

@@ -149,10 +149,6 @@ class Residency:
                 if isinstance(outcome, BaseException):
                     logger.error("session %s was not saved", live.session.id, exc_info=outcome)
 
-    def resident(self) -> int:
-        """Number of sessions that have rows in the engine."""
-        return sum(entry.live is not None for entry in self._entries.values())
-
     async def _load(self, entry: Entry) -> Live:
         record = await self._store.get(entry.tenant, entry.session_id)
         if record is None:

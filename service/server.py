@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import re
 import socket
 import threading
+from copy import deepcopy
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import LOGGING_CONFIG
 
 from service.app import create_app
 from service.core import Service, build_engine
@@ -46,9 +50,11 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain while connections still live, then end them."""
-        await self._service.drain()
-        await self._await_close_replies()
-        await super().shutdown(sockets)
+        try:
+            await self._service.drain()
+            await self._await_close_replies()
+        finally:
+            await super().shutdown(sockets)
 
     async def _await_close_replies(self) -> None:
         """Closing a socket with unread data would reset it, and the peer lose its last answers."""
@@ -60,6 +66,16 @@ class Server(uvicorn.Server):
             await asyncio.sleep(CLOSE_CHECK_S)
 
 
+class RedactKeys(logging.Filter):
+    """Keeps API keys, which browsers can only send in the address, out of the log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the record's arguments where need be; never drop it."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(map(_redact, record.args))
+        return True
+
+
 def make_server(app: FastAPI, settings: Settings) -> Server:
     """A server for an app of ``create_app``."""
     config = uvicorn.Config(
@@ -67,6 +83,7 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level,
+        log_config=_log_config(),
         access_log=False,
         server_header=False,
         ws_max_size=settings.max_message_bytes,
@@ -80,3 +97,14 @@ def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises ``KSSMError`` when the model cannot be loaded."""
     app = create_app(settings, build_engine(settings))
     make_server(app, settings).run()
+
+
+def _log_config() -> dict[str, Any]:
+    config = deepcopy(LOGGING_CONFIG)
+    config["filters"] = {"redact": {"()": RedactKeys}}
+    config["handlers"]["default"]["filters"] = ["redact"]
+    return config
+
+
+def _redact(value: object) -> object:
+    return re.sub(r"(api_key=)[^&\s]*", r"\1***", value) if isinstance(value, str) else value

@@ -274,6 +274,29 @@ async def test_a_body_is_limited_while_it_arrives():
         assert fits.status_code == 201
 
 
+async def test_a_client_that_leaves_while_it_sends_is_no_error(settings, caplog):
+    async with serve(settings) as app:
+        sent: list[dict] = []
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/sessions",
+            "query_string": b"",
+            "headers": [],
+        }
+
+        async def receive():
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        await app(scope, receive, send)
+        assert sent[0]["status"] == 400
+        assert app.state.service.manager.sessions == 0
+    assert not caplog.records
+
+
 async def test_an_unexpected_failure_is_internal(settings, caplog, monkeypatch):
     engine = FakeEngine()
     monkeypatch.setattr(engine, "predict", lambda *args: 1 / 0)

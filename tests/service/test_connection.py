@@ -235,8 +235,10 @@ async def test_a_lost_connection_does_not_lose_the_session(service):
     first, second = Peer(service), Peer(service)
     session = (await first.create(encoding="binary", horizon=1, quantiles=[0.5]))["session"]
     service.engine.hold()
-    first.post(append(session, 0, 5.0))
+    first.post(append(session, 0, 2.0))
+    first.post(append(session, 1, 3.0))
     await until(lambda: service.engine.held > 0)
+    await until(lambda: not first.unread)
     await first.leave()
     second.post({"type": "session.attach", "session": session, "request_id": "r"})
     service.engine.let_go()
@@ -246,9 +248,9 @@ async def test_a_lost_connection_does_not_lose_the_session(service):
         session,
         True,
     )
-    assert (attached["next_seq"], attached["encoding"], attached["request_id"]) == (1, "json", "r")
-    assert (await second.ask(append(session, 0)))["quantiles"] == {"0.5": [[5.5]]}
-    assert (await second.ask(append(session, 1)))["quantiles"] == {"0.5": [[6.5]]}
+    assert (attached["next_seq"], attached["encoding"], attached["request_id"]) == (2, "json", "r")
+    assert (await second.ask(append(session, 1)))["quantiles"] == {"0.5": [[5.5]]}
+    assert (await second.ask(append(session, 2)))["quantiles"] == {"0.5": [[6.5]]}
     await second.leave()
 
 

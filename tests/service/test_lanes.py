@@ -57,17 +57,21 @@ async def test_an_error_is_its_jobs_alone():
     assert await good == 5
 
 
-async def test_a_started_job_is_finished_though_nobody_waits():
+async def test_jobs_are_done_though_nobody_waits():
     lane, jobs = Lane(10), Jobs()
+
+    def broken() -> Started[None]:
+        raise ValueError("at start")
+
     lane.run(jobs.job("a")).cancel()
-    skipped = lane.run(jobs.job("b"))
-    skipped.cancel()
-    last = lane.run(jobs.job("c"))
+    lane.run(broken).cancel()
+    lane.run(jobs.job("b")).cancel()
+    last = lane.run(lambda: at_once("c"))
     jobs.futures["a"].set_result("a")
     await asyncio.sleep(0)
-    jobs.futures["c"].set_result("c")
-    assert await last == "C"
-    assert jobs.log == ["start a", "finish a", "start c", "finish c"]
+    jobs.futures["b"].set_exception(ValueError("later"))
+    assert await last == "c"
+    assert jobs.log == ["start a", "finish a", "start b"]
 
 
 async def test_a_full_lane_refuses():

@@ -227,6 +227,33 @@ async def test_too_many_waiting_messages_are_refused(manager, engine, settings):
     assert [total(await reply) for reply in replies] == [n + 1.0 for n in range(count - 1)]
 
 
+async def test_a_long_prompt_goes_in_pieces(manager, monkeypatch):
+    monkeypatch.setattr("service.opening.PROMPT_TOKENS", 4)
+    rows = [[float(n), 1.0] for n in range(7)]
+    stamps = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 8.0]
+    session = await create(manager, channels=2, prompt=rows, timestamps=stamps)
+    reply = await manager.forecast("t", session)
+    assert reply.result is not None
+    np.testing.assert_allclose(reply.result.quantiles[:, 0, 0] - 0.1, [15.0 + 6 * 3, 6.0 + 3])
+
+
+async def test_a_prompt_that_fails_half_way_leaves_nothing(manager, engine, monkeypatch):
+    monkeypatch.setattr("service.opening.PROMPT_TOKENS", 4)
+    prompt = [[1.0]] * 5 + [[1e31]]
+    refused = manager.create("t", SessionCreate(prompt=prompt))
+    assert await code_of(refused) == "value_out_of_range"
+    assert (manager.sessions, engine.totals) == (0, {})
+
+
+async def test_an_attachment_outlives_a_rest_in_the_store(settings):
+    engine = FakeEngine(max_rows=1)
+    manager = manager_of(settings, engine, MemoryStore())
+    session = await create(manager)
+    attachment = (await manager.attach("t", session)).attachment
+    await create(manager)
+    assert (await manager.append("t", session, frame(0), attachment)).seq == 0
+
+
 async def test_only_the_last_attachment_counts(manager):
     session = await create(manager)
     first = (await manager.attach("t", session)).attachment
@@ -280,11 +307,12 @@ async def test_rows_are_exhausted_when_nobody_is_idle(settings):
     assert manager.sessions == 1
 
 
-async def test_a_session_too_wide_for_the_engine_is_refused(settings):
-    manager = manager_of(settings, FakeEngine(max_rows=1), MemoryStore())
+async def test_a_session_too_wide_for_the_engine_drives_nobody_out():
+    store = MemoryStore()
+    manager = manager_of(Settings(max_rows=1), FakeEngine(max_rows=1), store)
     await create(manager)
-    assert await code_of(manager.create("t", SessionCreate(channels=2))) == "rows_exhausted"
-    assert manager.sessions == 1
+    assert await code_of(manager.create("t", SessionCreate(channels=2))) == "invalid_request"
+    assert (manager.sessions, await store.count()) == (1, 0)
 
 
 async def test_sessions_outlive_the_process(tmp_path):

@@ -1,0 +1,64 @@
+"""New sessions: from a request to a session whose rows have seen the prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from functools import partial
+from typing import Final
+
+from kssm.runtime import Engine
+from service import samples
+from service.limits import check_channels, check_query
+from service.residency import Residency
+from service.schemas import SessionCreate
+from service.sessions import Admitted, Session, SessionSettings, new_session
+from service.settings import Settings
+
+PROMPT_TOKENS: Final = 16_384
+"""A long prompt goes to the engine in pieces, so that it never fills the queue alone."""
+
+
+def new_id() -> str:
+    """128 random bits in hex."""
+    return secrets.token_hex(16)
+
+
+def parse_request(
+    limits: Settings, tenant: str, request: SessionCreate
+) -> tuple[Session, Admitted | None]:
+    """The session asked for and its prompt. Raises ``InvalidInputError``."""
+    check_channels(limits, request.channels)
+    levels = check_query(limits, request.channels, request.horizon, request.quantiles)
+    settings = SessionSettings(request.channels, request.horizon, levels, request.sample_interval)
+    session = new_session(new_id(), tenant, settings)
+    if request.prompt is None and request.timestamps is None:
+        return session, None
+    values = samples.rows(request.prompt)
+    stamps = None if request.timestamps is None else samples.timestamps(request.timestamps)
+    return session, session.admit_prompt(values, stamps)
+
+
+async def open_session(
+    engine: Engine, residency: Residency, session: Session, prompt: Admitted | None
+) -> int:
+    """The engine's key of the session; nothing is left behind on failure."""
+    channels = session.settings.channels
+    rows = await residency.open_rows(channels, partial(engine.open, channels))
+    if prompt is not None:
+        try:
+            await _feed(engine, rows, prompt)
+        except BaseException:
+            await residency.release(rows)
+            raise
+        session.clock = prompt.clock
+    return rows
+
+
+async def _feed(engine: Engine, rows: int, prompt: Admitted) -> None:
+    count, channels = prompt.values.shape
+    piece = max(1, PROMPT_TOKENS // channels)
+    for start in range(0, count, piece):
+        values = prompt.values[start : start + piece]
+        dt = None if prompt.dt is None else prompt.dt[start : start + piece]
+        await asyncio.wrap_future(engine.append(rows, values, dt=dt, want_forecast=False))
