@@ -57,9 +57,7 @@ def show(console: Console, parts: Sequence[Part], speed: Speed) -> None:
 
 def _skill_table(part: Part) -> Table:
     seasonal = any(score.seasonal_error is not None for score in _scores(part))
-    table = Table(
-        title=f"How well: {part.title}", title_justify="left", title_style="bold", box=SIMPLE_HEAD
-    )
+    table = _table(f"How well: {part.title}")
     table.add_column("\nsignal", no_wrap=True)
     for heading in _headings(part, seasonal=seasonal):
         style = "bold" if heading.startswith("skill") else ""
@@ -79,7 +77,7 @@ def _headings(part: Part, *, seasonal: bool) -> list[str]:
         "loss\nours",
         *(f"loss\n{rival}" for rival in rivals),
         f"{error}\nours",
-        *(f"{error}\n{rival}" for rival in rivals),
+        f"{error}\nlast",
         *(f"skill\nto {rival}" for rival in rivals),
         "in 80%\nrange",
     ]
@@ -90,11 +88,10 @@ def _cells(score: Score, *, seasonal: bool) -> list[str]:
     losses = [score.loss, score.naive_error]
     errors = [score.error_at_end, score.naive_error_at_end]
     skills = [score.skill(score.naive_error)]
-    if seasonal and score.seasonal_error is not None and score.seasonal_error_at_end is not None:
+    if seasonal and score.seasonal_error is not None:
         losses.append(score.seasonal_error)
-        errors.append(score.seasonal_error_at_end)
         skills.append(score.skill(score.seasonal_error))
-    numbers = [f"{value:.3g}" for value in (*losses, *errors)]
+    numbers = [_short(value) for value in (*losses, *errors)]
     return [*numbers, *(percent(skill) for skill in skills), f"{score.coverage:.0%}"]
 
 
@@ -126,12 +123,7 @@ def _odds(score: float) -> str:
 
 
 def _speed_table(speed: Speed) -> Table:
-    table = Table(
-        title="How fast: from a frame sent to its forecast received",
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-    )
+    table = _table("How fast: from a frame sent to its forecast received")
     for name in ("p50", "p90", "p99", "largest"):
         table.add_column(name, justify="right")
     table.add_column("pipelined", justify="right")
@@ -139,6 +131,16 @@ def _speed_table(speed: Speed) -> Table:
     rate = f"{speed.frames / speed.seconds:,.0f} frames/s"
     table.add_row(*(f"{value:.1f} ms" for value in percentiles), rate)
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _verdict(parts: Sequence[Part], speed: Speed) -> str:

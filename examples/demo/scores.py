@@ -27,7 +27,6 @@ class Score:
     naive_error: float
     naive_error_at_end: float
     seasonal_error: float | None
-    seasonal_error_at_end: float | None
     coverage: float
 
     def skill(self, baseline: float | None) -> float | None:
@@ -114,7 +113,6 @@ class Track:
             naive_error=float(naive[known].mean()),
             naive_error_at_end=_mean(naive[end, -1]),
             seasonal_error=None if seasonal is None else _mean(seasonal[known]),
-            seasonal_error_at_end=None if seasonal is None else _mean(seasonal[end, -1]),
             coverage=float(((low <= truth) & (truth <= high))[known].mean()),
         )
 

@@ -134,4 +134,5 @@ async def test_everything_against_a_tiny_model(tmp_path: Path) -> None:
     text = console.file.getvalue()
     for part in ("Kennedy (°C)", "network (kB/s)", "How fast", "frames/s", "Most surprising"):
         assert part in text
+    assert "to last" in text, "the summary fits 80 columns"
     assert f"{STREAM_HOURS + 50} frames, {STREAM_HOURS + 50} forecasts" in text
