@@ -1,130 +1,27 @@
-"""The state machine against a model server: nothing lost, nothing twice, whatever the network."""
+"""The state machine against a model server, one thing at a time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from kssm_client.core import ClientCore, Draining, Event, RetryLater
+from kssm_client.core import ClientCore, Draining
 from kssm_client.errors import (
     ClientClosedError,
     ConflictError,
     InvalidInputError,
-    KSSMClientError,
     NotFoundError,
     OverloadedError,
     ProtocolError,
     ReplyLostError,
-    ServerError,
     TooLargeError,
 )
-from kssm_client.ledger import Failed, Succeeded
-from kssm_client.types import Encoding, Forecast, SessionInfo, SessionOptions
-from tests.client.model_server import BAD_VALUE, Connection, Message, ModelServer, ModelSession
-
-WINDOW = 5
-
-
-class Wire:
-    """A connection in slow motion: what is under way in each direction can be cut."""
-
-    def __init__(self, core: ClientCore, server: ModelServer) -> None:
-        self.core = core
-        self.server = server
-        self.connection: Connection | None = None
-        self.upward: list[Message] = []
-        self.downward: list[Message] = []
-        self.results: dict[int, Succeeded | Failed] = {}
-        self.retries: list[int] = []
-        self.largest_flight = 0
-
-    def connect(self) -> None:
-        self.connection = self.server.connect()
-        self.core.connected()
-
-    def cut(self) -> None:
-        """Lose everything under way."""
-        self.connection = None
-        self.upward.clear()
-        self.downward.clear()
-        self.core.disconnected()
-
-    def transmit(self) -> None:
-        self.upward += self.core.outgoing()
-        self.largest_flight = max(self.largest_flight, len(self.upward) + len(self.downward))
-
-    def serve(self, count: int = 1_000_000) -> None:
-        assert self.connection is not None
-        taken, self.upward = self.upward[:count], self.upward[count:]
-        self.downward += [self.connection.answer(message) for message in taken]
-
-    def deliver(self, count: int = 1_000_000) -> None:
-        taken, self.downward = self.downward[:count], self.downward[count:]
-        for message in taken:
-            self.take(self.core.receive(message))
-
-    def take(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if isinstance(event, RetryLater):
-                self.retries.append(event.session)
-            elif not isinstance(event, Draining):
-                assert event.ticket not in self.results, "a ticket was answered twice"
-                self.results[event.ticket] = event
-
-    def settle(self) -> None:
-        """Let everything arrive, connecting and retrying as a shell would."""
-        for _ in range(2_000):
-            if self.connection is None:
-                self.connect()
-            while self.retries:
-                self.core.retry(self.retries.pop())
-            self.transmit()
-            if not self.upward and not self.downward:
-                return
-            self.serve()
-            self.deliver()
-        raise AssertionError("the client never came to rest")
-
-    def forecast(self, ticket: int) -> Forecast:
-        result = self.results[ticket]
-        assert isinstance(result, Succeeded), result
-        assert isinstance(result.result, Forecast)
-        return result.result
-
-    def error(self, ticket: int) -> KSSMClientError:
-        result = self.results[ticket]
-        assert isinstance(result, Failed), result
-        return result.error
-
-
-def wired(window: int = WINDOW, **server: int) -> tuple[ClientCore, Wire]:
-    core = ClientCore(window)
-    return core, Wire(core, ModelServer(**server))
-
-
-def opened(
-    core: ClientCore, wire: Wire, encoding: Encoding = "binary", channels: int = 1
-) -> tuple[int, ModelSession]:
-    key, ticket = core.create(SessionOptions(channels=channels, horizon=3, encoding=encoding))
-    wire.settle()
-    result = wire.results[ticket]
-    assert isinstance(result, Succeeded)
-    assert isinstance(result.result, SessionInfo)
-    return key, wire.server.sessions[result.result.session]
-
-
-def samples(session: ModelSession) -> list[object]:
-    """What the server applied, one entry a frame or reset, frames of one sample flattened."""
-    return [entry if entry == "reset" else entry[0][0] for entry in session.history]
-
-
-# One thing at a time.
+from kssm_client.ledger import Succeeded
+from kssm_client.types import Encoding, SessionInfo, SessionOptions
+from tests.client.model_server import BAD_VALUE, Message, ModelSession
+from tests.client.slow_wire import WINDOW, Wire, opened, samples, wired
 
 
 @pytest.mark.parametrize("encoding", ["binary", "json"])
@@ -518,112 +415,3 @@ def test_timestamps_travel_with_base64_samples() -> None:
     assert str(session.history) == "[[[1.0], [nan], [3.0]]]"
     with pytest.raises(InvalidInputError, match="timestamps"):
         core.append(key, [1.0, 2.0], [10.0])
-
-
-# Everything at once.
-
-
-class AnyNetwork:
-    """Random interleavings of calls, partial transmission, cuts and refusals."""
-
-    def __init__(self, random: Random) -> None:
-        self.random = random
-        self.core, self.wire = wired(max_in_flight=12)
-        self.keys: list[int] = []
-        self.sessions: list[ModelSession] = []
-        for _ in range(random.randint(1, 3)):
-            key, session = opened(self.core, self.wire, random.choice(["binary", "json"]))
-            self.keys.append(key)
-            self.sessions.append(session)
-        self.plan: list[list[tuple[int, object]]] = [[] for _ in self.keys]
-        self.counter = 0
-
-    def step(self) -> None:
-        actions = [self.append, self.append, self.control, self.overload, self.retry]
-        if self.wire.connection is None:
-            actions += [self.connect] * 4
-        else:
-            actions += [self.move] * 6 + [self.cut, self.cut, self.goaway]
-        self.random.choice(actions)()
-
-    def append(self) -> None:
-        which = self.random.randrange(len(self.keys))
-        for _ in range(self.random.randint(1, 6)):
-            self.counter += 1
-            bad = self.random.random() < 0.1
-            value = BAD_VALUE if bad else float(self.counter % 512)
-            self.plan[which].append((self.core.append(self.keys[which], value), value))
-
-    def control(self) -> None:
-        which = self.random.randrange(len(self.keys))
-        kind = self.random.choice(["session.reset", "forecast.create"])
-        self.plan[which].append((self.core.control(self.keys[which], kind), kind))
-
-    def connect(self) -> None:
-        self.wire.connect()
-
-    def move(self) -> None:
-        self.wire.transmit()
-        self.wire.serve(self.random.randint(0, 12))
-        self.wire.deliver(self.random.randint(0, 12))
-
-    def cut(self) -> None:
-        """The server gets some more of what was under way; no reply arrives any more."""
-        self.wire.serve(self.random.randint(0, 9))
-        self.wire.cut()
-
-    def overload(self) -> None:
-        self.wire.server.busy = self.random.randint(1, 4)
-
-    def retry(self) -> None:
-        while self.wire.retries:
-            self.core.retry(self.wire.retries.pop())
-
-    def goaway(self) -> None:
-        self.core.receive('{"type": "goaway", "time_left_s": 1}')
-        self.wire.serve()
-        self.wire.deliver()
-        self.wire.cut()
-
-    def finish(self) -> None:
-        assert self.wire.largest_flight <= 12
-        self.wire.settle()
-        for session, plan in zip(self.sessions, self.plan, strict=True):
-            self.check(session, plan)
-
-    def check(self, session: ModelSession, plan: list[tuple[int, object]]) -> None:
-        reference = ModelSession("r", 1, 3, [0.1, 0.5, 0.9], "json", state=np.zeros(1))
-        applied: list[object] = []
-        seq = 0
-        for ticket, what in plan:
-            if what == "session.reset":
-                assert self.wire.results[ticket] == Succeeded(ticket, None)
-                reference.state = np.zeros(1)
-                applied.append("reset")
-                continue
-            if what == BAD_VALUE:
-                assert isinstance(self.wire.error(ticket), ServerError)
-                continue
-            if isinstance(what, float):
-                reference.apply(np.array([[what]]))
-                applied.append(what)
-                seq += 1
-            forecast = self.wire.forecast(ticket)
-            assert forecast.seq == seq - 1
-            expected = reference.forecast(3, [0.1, 0.5, 0.9])
-            np.testing.assert_allclose(forecast.values, expected, rtol=1e-6)
-        assert without_repeated_resets(samples(session)) == without_repeated_resets(applied)
-
-
-def without_repeated_resets(history: list[object]) -> list[object]:
-    """A reset may be sent twice in a row, which changes nothing."""
-    return [e for i, e in enumerate(history) if e != "reset" or i == 0 or history[i - 1] != e]
-
-
-@given(seed=st.integers(0, 2**32), steps=st.integers(1, 160))
-@settings(max_examples=300, deadline=None, derandomize=True)
-def test_any_network_applies_every_frame_once_and_answers_it(seed: int, steps: int) -> None:
-    network = AnyNetwork(Random(seed))
-    for _ in range(steps):
-        network.step()
-    network.finish()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -34,7 +34,7 @@ FRAMES = 160
 
 
 @contextmanager
-def serving(port: int = 0, **settings: object) -> Iterator[str]:
+def serving(port: int = 0, **settings: object) -> Generator[str, None, None]:
     """The service with a tiny model in a thread, as ``kssm serve`` runs it; its address."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

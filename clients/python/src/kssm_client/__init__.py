@@ -1,6 +1,6 @@
 """Client of a KSSM server: send a signal's frames, get a calibrated forecast after each."""
 
-from kssm_client.aio import AsyncClient, AsyncSession, connect
+from kssm_client.aio import AsyncClient, connect
 from kssm_client.backoff import Backoff
 from kssm_client.errors import (
     ClientClosedError,
@@ -18,6 +18,7 @@ from kssm_client.errors import (
     UnauthorizedError,
 )
 from kssm_client.rest import RestClient
+from kssm_client.session import AsyncSession
 from kssm_client.sync import Client, Session
 from kssm_client.types import Anomaly, Forecast, SeriesForecast, SessionInfo
 

@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.live import Live
 
 from kssm_client.address import DEFAULT_URL
-from kssm_client.aio import AsyncSession, connect
+from kssm_client.aio import connect
 from kssm_client.core import DEFAULT_WINDOW
 from kssm_client.display import StreamView
 from kssm_client.errors import KSSMClientError
 from kssm_client.rest import RestClient
+from kssm_client.session import AsyncSession
 from kssm_client.sources import Source, open_source, read_csv
 from kssm_client.types import Encoding, FloatArray, Forecast, SeriesForecast
 

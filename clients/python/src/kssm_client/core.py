@@ -11,8 +11,7 @@ makes resuming exact:
   replies the server keeps for duplicates, so no forecast is lost either.
 - A refused frame leaves its number free. Frames behind it were refused as a gap; they move up
   by one and are sent again.
-- Other messages of a session wait until its frames are answered, and hold back the next ones:
-  sending a reset twice is then harmless.
+- Other messages of a session are sent alone, so sending a reset twice is harmless.
 """
 
 from __future__ import annotations
@@ -199,8 +198,6 @@ class ClientCore:
             if ledger.info is None:
                 self._forget(ledger)
         return events
-
-    # Queue and wire.
 
     def _ticket(self) -> int:
         self._tickets += 1

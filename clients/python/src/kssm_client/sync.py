@@ -11,10 +11,11 @@ from typing import Any, Self, TypeVar
 import numpy.typing as npt
 
 from kssm_client.address import DEFAULT_URL
-from kssm_client.aio import AsyncClient, AsyncSession
+from kssm_client.aio import AsyncClient
 from kssm_client.backoff import Backoff
 from kssm_client.core import DEFAULT_WINDOW
 from kssm_client.errors import ClientClosedError
+from kssm_client.session import AsyncSession
 from kssm_client.types import Encoding, Forecast, SessionInfo, Timestamp
 
 T = TypeVar("T")
