@@ -88,14 +88,18 @@ def scan_states(increment: Tensor, value: Tensor, initial: Tensor) -> Tensor:
 
 
 def _correct(states: Tensor, mu: Tensor) -> None:
-    """Add to every chunk but the first what the state handed to it contributes."""
-    product = torch.ones_like(mu[:, 1:, 0])
-    products = torch.empty_like(mu[:, 1:])
+    """Add to every chunk but the first what the state handed to it contributes.
+
+    The product of λ is kept as what it exceeds one by, for the reason that λ itself is.
+    """
+    excess = torch.zeros_like(mu[:, 1:, 0])
+    excesses = torch.empty_like(mu[:, 1:])
     for j in range(CHUNK):
-        product = torch.addcmul(product, mu[:, 1:, j], product)
-        products[:, :, j] = product
+        excess = excess + torch.addcmul(mu[:, 1:, j], mu[:, 1:, j], excess)
+        excesses[:, :, j] = excess
     for k in range(1, states.shape[1]):
-        states[:, k] += products[:, k - 1] * states[:, k - 1, -1:]
+        handed = states[:, k - 1, -1:]
+        states[:, k] += torch.addcmul(handed, excesses[:, k - 1], handed)
 
 
 def _pad(values: Tensor, length: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Triton kernels of the backward pass: a chunk's summary of the adjoint, and the gradients.
+"""Triton kernel of the backward pass: the adjoint of every token, and all gradients from it.
 
 The adjoint G_t = c dy_t + conj(λ_{t+1}) G_{t+1} runs from the last token to the first; what a
 token hands to the one before it is E_t = conj(λ_t) G_t. Pointers walk backwards, so the strides
@@ -10,6 +10,8 @@ import triton.language as tl
 
 from kssm.ops.kssm_scan.kernel_common import (
     apply_summary,
+    clean,
+    clean_gates,
     load_channel,
     load_group,
     load_pair,
@@ -17,44 +19,11 @@ from kssm.ops.kssm_scan.kernel_common import (
     move,
     sigmoid_of,
     span,
+    step_factor,
     store_pair,
-    store_summary,
-    token_gates,
     unpack_pair,
     widen,
 )
-
-
-@triton.jit
-def _pull(re, im, q, s, i2):
-    """conj(λ) (re + i im)."""
-    return re - i2 * (s * re + q * im), im - i2 * (s * im - q * re)
-
-
-@triton.jit
-def _held(values, u: tl.constexpr, FACTOR: tl.constexpr):
-    """The token's step factor; FACTOR is its place in values, or -1 for none."""
-    factor = 1.0
-    if FACTOR >= 0:
-        factor = values[FACTOR][u]
-    return factor
-
-
-@triton.jit
-def _clean(value, factor, FACTOR: tl.constexpr):
-    """0 for what a token with step factor 0 brings: it may be anything, even not a number."""
-    result = value
-    if FACTOR >= 0:
-        result = tl.where(factor == 0.0, 0.0, value)
-    return result
-
-
-@triton.jit
-def _gates(values, u: tl.constexpr, factor, channel, FACTOR: tl.constexpr, EXACT: tl.constexpr):
-    alpha = _clean(values[0][u], factor, FACTOR)
-    omega = _clean(values[1][u], factor, FACTOR)
-    dt = _clean(values[2][u], factor, FACTOR)
-    return token_gates(alpha, omega, dt, factor, channel, EXACT)
 
 
 @triton.jit
@@ -67,13 +36,13 @@ def _gradients(
     With K = conj(γ) G, R = conj(1 / (p + iq)) G and the sum m of the states before and after:
     d_u = K, ds = -K conj(m) / 2, dD = Re(R conj(u - s m / 2)); s is a + i w here.
     """
-    factor = _held(values, u, FACTOR)
-    raw_alpha, raw_dt, a, w, step, tau, p, q, s, i2 = _gates(
+    factor = step_factor(values, u, FACTOR)
+    raw_alpha, raw_dt, a, w, step, tau, p, q, s, i2 = clean_gates(
         values, u, factor, channel, FACTOR, EXACT
     )
-    x = _clean(values[3][u], factor, FACTOR)
-    b_re = _clean(values[LANES][u], factor, FACTOR)
-    b_im = _clean(values[LANES + 1][u], factor, FACTOR)
+    x = clean(values[3][u], factor, FACTOR)
+    b_re = clean(values[LANES][u], factor, FACTOR)
+    b_im = clean(values[LANES + 1][u], factor, FACTOR)
     scaled_re = i2 * g_re
     scaled_im = i2 * g_im
     e_re = g_re - (s * scaled_re + q * scaled_im)
@@ -91,81 +60,8 @@ def _gradients(
     d_w = k_re * m_im - k_im * m_re
     d_dt = (r_re * n_re + r_im * n_im) * ((0.25 * factor) * sigmoid_of(raw_dt, step))
     d_x = b_re * k_re + b_im * k_im
-    omega = _clean(values[1][u], factor, FACTOR)
+    omega = clean(values[1][u], factor, FACTOR)
     return e_re, e_im, d_alpha, d_w, d_dt, d_x, k_re * x, k_im * x, omega
-
-
-@triton.jit
-def _summary_step(
-    values, u: tl.constexpr, product_re, product_im, e_re, e_im, c_re, c_im, channel,
-    FACTOR: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """The product of conj(λ) and E, one token longer; values are alpha, omega, dt, dy[, factor]."""
-    factor = _held(values, u, FACTOR)
-    gates = _gates(values, u, factor, channel, FACTOR, EXACT)
-    q, s, i2 = gates[7:]
-    g_re = e_re + c_re * values[3][u]
-    g_im = e_im + c_im * values[3][u]
-    e_re, e_im = _pull(g_re, g_im, q, s, i2)
-    product_re, product_im = _pull(product_re, product_im, q, s, i2)
-    return product_re, product_im, e_re, e_im
-
-
-@triton.jit(do_not_specialize=["T", "n_chunks", "chunk_len", "once"])
-def backward_summary_kernel(
-    alpha_ptr, omega_ptr, dt_ptr, dy_ptr, token_dt_ptr, lengths_ptr,
-    alpha_bias_ptr, omega_bias_ptr, omega_scale_ptr, dt_bias_ptr, c_re_ptr, c_im_ptr,
-    summary_ptr, T, n_chunks, chunk_len, once,
-    ROWS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr, UNROLL: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """Per chunk: the product of conj(λ) and the E it hands on when handed none, as forward's."""
-    row, chunk, group, _, channels = locate(n_chunks, GROUPS, WIDTH, BLOCK_D)
-    mask = None
-    if WIDTH % BLOCK_D != 0:
-        mask = channels < (group + 1) * WIDTH
-    start, end = span(row, chunk, chunk_len, T, lengths_ptr)
-    parameters = (alpha_bias_ptr, omega_bias_ptr, omega_scale_ptr, dt_bias_ptr)
-    channel = load_channel(parameters, channels, mask)
-    c_re = tl.load(c_re_ptr + channels, mask=mask)
-    c_im = tl.load(c_im_ptr + channels, mask=mask)
-    token = row * T + end - 1
-    ptrs = (
-        alpha_ptr - token * ROWS[0] + channels,
-        omega_ptr - token * ROWS[1] + channels,
-        dt_ptr - token * ROWS[2] + channels,
-        dy_ptr - token * ROWS[3] + channels,
-    )
-    FACTOR: tl.constexpr = -1 if token_dt_ptr is None else 4
-    if token_dt_ptr is not None:
-        ptrs = ptrs + (token_dt_ptr + token,)
-    e_re = tl.zeros([BLOCK_D], tl.float32)
-    e_im = tl.zeros([BLOCK_D], tl.float32)
-    product_re = tl.full([BLOCK_D], 1.0, tl.float32)
-    product_im = tl.zeros([BLOCK_D], tl.float32)
-    groups = (end - start) // UNROLL
-    if groups > 0:
-        values = load_group(ptrs, ROWS, 4, UNROLL, mask)
-        for g in range(groups):
-            ptrs = move(ptrs, ROWS, tl.where(g + 1 < groups, UNROLL, 0))
-            following = load_group(ptrs, ROWS, 4, UNROLL, mask)
-            for _ in range(once):
-                wide = widen(values)
-                for u in tl.static_range(UNROLL):
-                    product_re, product_im, e_re, e_im = _summary_step(
-                        wide, u, product_re, product_im, e_re, e_im, c_re, c_im, channel,
-                        FACTOR, EXACT,
-                    )  # fmt: skip
-                values = following
-        ptrs = move(ptrs, ROWS, UNROLL)
-    for _ in range(end - start - groups * UNROLL):
-        single = widen(load_group(ptrs, ROWS, 4, 1, mask))
-        product_re, product_im, e_re, e_im = _summary_step(
-            single, 0, product_re, product_im, e_re, e_im, c_re, c_im, channel, FACTOR, EXACT
-        )
-        ptrs = move(ptrs, ROWS, 1)
-    place = ((row * n_chunks + chunk) * (GROUPS * WIDTH) + channels) * 4
-    store_summary(summary_ptr + place, product_re, product_im, e_re, e_im, mask)
 
 
 @triton.jit

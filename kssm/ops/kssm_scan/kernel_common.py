@@ -125,6 +125,10 @@ def load_group(ptrs, ROWS: tl.constexpr, LANES: tl.constexpr, COUNT: tl.constexp
     The first LANES pointers hold one address a channel, the others one a token. Everything is
     asked for before anything is used, so that the latencies overlap: the compiler may not move a
     load above an earlier store by itself.
+
+    The scans ask for the next group before they work on the present one. That work sits in an
+    inner loop of ``once`` = 1 iterations, a number only known at run time: in one straight block
+    the assembler moves the loads behind the arithmetic, where nothing is left to hide them.
     """
     values = ()
     for i in tl.static_range(len(ROWS)):
@@ -210,19 +214,22 @@ def store_state(ptr, re, im, D: tl.constexpr, mask):
 
 
 @triton.jit
-def store_summary(ptr, product_re, product_im, local_re, local_im, mask):
-    """What a chunk does to the state handed to it: state -> product state + local."""
-    store_pair(ptr, product_re, product_im, mask)
+def store_summary(ptr, excess_re, excess_im, local_re, local_im, mask):
+    """What a chunk does to the state handed to it: state -> state + excess state + local.
+
+    The excess is the product of λ less one: slow decays would be lost in a rounded product.
+    """
+    store_pair(ptr, excess_re, excess_im, mask)
     store_pair(ptr + 2, local_re, local_im, mask)
 
 
 @triton.jit
 def apply_summary(ptr, re, im, mask):
     """The state after a chunk, from its summary and the state before."""
-    product_re, product_im = load_pair(ptr, mask)
+    excess_re, excess_im = load_pair(ptr, mask)
     local_re, local_im = load_pair(ptr + 2, mask)
-    new_re = product_re * re - product_im * im + local_re
-    return new_re, product_re * im + product_im * re + local_im
+    new_re = re + (excess_re * re - excess_im * im + local_re)
+    return new_re, im + (excess_re * im + excess_im * re + local_im)
 
 
 @triton.jit
@@ -237,6 +244,35 @@ def token_gates(alpha, omega, dt, factor, channel, EXACT: tl.constexpr):
     tau = tl.minimum(step * (0.5 * factor), 5e9, propagate_nan=tl.PropagateNan.ALL)
     p, q, s, i2 = coefficients(a, w, tau)
     return raw_alpha, raw_dt, a, w, step, tau, p, q, s, i2
+
+
+@triton.jit
+def step_factor(values, u: tl.constexpr, FACTOR: tl.constexpr):
+    """The token's step factor; FACTOR is its place in values, or -1 for none."""
+    factor = 1.0
+    if FACTOR >= 0:
+        factor = values[FACTOR][u]
+    return factor
+
+
+@triton.jit
+def clean(value, factor, FACTOR: tl.constexpr):
+    """0 for what a token with step factor 0 brings: it may be anything, even not a number."""
+    result = value
+    if FACTOR >= 0:
+        result = tl.where(factor == 0.0, 0.0, value)
+    return result
+
+
+@triton.jit
+def clean_gates(
+    values, u: tl.constexpr, factor, channel, FACTOR: tl.constexpr, EXACT: tl.constexpr
+):
+    """``token_gates`` of token u; values start with alpha, omega and dt."""
+    alpha = clean(values[0][u], factor, FACTOR)
+    omega = clean(values[1][u], factor, FACTOR)
+    dt = clean(values[2][u], factor, FACTOR)
+    return token_gates(alpha, omega, dt, factor, channel, EXACT)
 
 
 @triton.jit

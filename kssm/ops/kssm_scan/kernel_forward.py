@@ -57,13 +57,13 @@ def _step(values, u: tl.constexpr, h_re, h_im, channel, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _grow(product_re, product_im, q, s, i2, hold, HOLDS: tl.constexpr):
-    """The product of λ, one token longer."""
-    new_re = product_re + i2 * (q * product_im - s * product_re)
-    new_im = product_im - i2 * (s * product_im + q * product_re)
+def _grow(excess_re, excess_im, q, s, i2, hold, HOLDS: tl.constexpr):
+    """The product of λ less one, one token longer."""
+    new_re = excess_re + i2 * (q * excess_im - s * excess_re - s)
+    new_im = excess_im - i2 * (s * excess_im + q * excess_re + q)
     if HOLDS:
-        new_re = tl.where(hold, product_re, new_re)
-        new_im = tl.where(hold, product_im, new_im)
+        new_re = tl.where(hold, excess_re, new_re)
+        new_im = tl.where(hold, excess_im, new_im)
     return new_re, new_im
 
 
@@ -75,7 +75,7 @@ def forward_summary_kernel(
     ROWS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr, UNROLL: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Per chunk: the product of λ and the end state from a zero state, [B, n_chunks, D, 4] fp32."""
+    """Per chunk: the product of λ less one and the end state from zero, [B, n_chunks, D, 4]."""
     row, chunk, group, _, channels = locate(n_chunks, GROUPS, WIDTH, BLOCK_D)
     mask = None
     if WIDTH % BLOCK_D != 0:
@@ -89,8 +89,8 @@ def forward_summary_kernel(
     )  # fmt: skip
     h_re = tl.zeros([BLOCK_D], tl.float32)
     h_im = tl.zeros([BLOCK_D], tl.float32)
-    product_re = tl.full([BLOCK_D], 1.0, tl.float32)
-    product_im = tl.zeros([BLOCK_D], tl.float32)
+    excess_re = tl.zeros([BLOCK_D], tl.float32)
+    excess_im = tl.zeros([BLOCK_D], tl.float32)
     HOLDS: tl.constexpr = token_dt_ptr is not None
     groups = (end - start) // UNROLL
     if groups > 0:
@@ -102,16 +102,16 @@ def forward_summary_kernel(
                 wide = widen(values)
                 for u in tl.static_range(UNROLL):
                     h_re, h_im, q, s, i2, hold = _step(wide, u, h_re, h_im, channel, EXACT)
-                    product_re, product_im = _grow(product_re, product_im, q, s, i2, hold, HOLDS)
+                    excess_re, excess_im = _grow(excess_re, excess_im, q, s, i2, hold, HOLDS)
                 values = following
         ptrs = move(ptrs, ROWS, UNROLL)
     for _ in range(end - start - groups * UNROLL):
         single = widen(load_group(ptrs, ROWS, 4, 1, mask))
         h_re, h_im, q, s, i2, hold = _step(single, 0, h_re, h_im, channel, EXACT)
-        product_re, product_im = _grow(product_re, product_im, q, s, i2, hold, HOLDS)
+        excess_re, excess_im = _grow(excess_re, excess_im, q, s, i2, hold, HOLDS)
         ptrs = move(ptrs, ROWS, 1)
     place = ((row * n_chunks + chunk) * (GROUPS * WIDTH) + channels) * 4
-    store_summary(summary_ptr + place, product_re, product_im, h_re, h_im, mask)
+    store_summary(summary_ptr + place, excess_re, excess_im, h_re, h_im, mask)
 
 
 @triton.jit

@@ -11,7 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from kssm.ops.kssm_scan.kernel_backward import backward_kernel, backward_summary_kernel
+from kssm.ops.kssm_scan.kernel_adjoint import backward_summary_kernel
+from kssm.ops.kssm_scan.kernel_backward import backward_kernel
 from kssm.ops.kssm_scan.kernel_forward import forward_kernel, forward_summary_kernel
 
 

@@ -14,13 +14,16 @@ def step_kernel(
     ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    """One row, BLOCK_D channels. Slot -1: y = 0 and nothing is written."""
+    """One row, BLOCK_D channels. Slot -1: y = 0 and nothing is written.
+
+    State is read and written as one run of 2 BLOCK_D numbers, so that accesses stay wide.
+    """
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     row = (tl.program_id(0) // BLOCKS).to(tl.int64)
     channels = (tl.program_id(0) % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channels < D
     slot = tl.load(slots_ptr + row).to(tl.int64)
-    live = inside & (slot >= 0)
+    live = channels < tl.where(slot >= 0, D, 0)
     alpha = tl.load(alpha_ptr + row * ROWS[0] + channels, mask=live, other=0.0).to(tl.float32)
     omega = tl.load(omega_ptr + row * ROWS[1] + channels, mask=live, other=0.0).to(tl.float32)
     dt = tl.load(dt_ptr + row * ROWS[2] + channels, mask=live, other=0.0).to(tl.float32)
@@ -28,25 +31,28 @@ def step_kernel(
     group = channels // WIDTH
     b_re = tl.load(b_re_ptr + row * ROWS[4] + group, mask=live, other=0.0).to(tl.float32)
     b_im = tl.load(b_im_ptr + row * ROWS[5] + group, mask=live, other=0.0).to(tl.float32)
-    place = state_ptr + tl.maximum(slot, 0) * (2 * D) + channels * 2
-    pairs = place[:, None] + tl.arange(0, 2)[None, :]
-    h_re, h_im = tl.split(tl.load(pairs, mask=live[:, None], other=0.0))
+    place = state_ptr + tl.maximum(slot, 0) * (2 * D)
+    number = (tl.program_id(0) % BLOCKS) * (2 * BLOCK_D) + tl.arange(0, 2 * BLOCK_D)
+    stored = tl.load(place + number, mask=number < tl.where(slot >= 0, 2 * D, 0), other=0.0)
+    h_re, h_im = tl.split(tl.reshape(stored, [BLOCK_D, 2]))
     scale = tl.load(omega_scale_ptr + channels, mask=inside, other=0.0)
     shift = tl.load(omega_bias_ptr + channels, mask=inside, other=0.0) * scale
     alpha_bias = tl.load(alpha_bias_ptr + channels, mask=inside, other=0.0)
     channel = (alpha_bias, shift, scale, tl.load(dt_bias_ptr + channels, mask=inside, other=0.0))
     factor = 1.0
-    advancing = live
+    written = tl.where(slot >= 0, 2 * D, 0)
     if token_dt_ptr is not None:
         factor = tl.load(token_dt_ptr + row).to(tl.float32)
-        advancing = live & (factor != 0.0)
+        written = tl.where(factor == 0.0, 0, written)
     gates = token_gates(alpha, omega, dt, factor, channel, EXACT)
     tau, p, q, s, i2 = gates[5:]
     new_re, new_im = advance(h_re, h_im, tau * x, b_re, b_im, p, q, s, i2)
-    new_re = tl.where(advancing, new_re, h_re)
-    new_im = tl.where(advancing, new_im, h_im)
+    new_re = tl.where(written > 0, new_re, h_re)
+    new_im = tl.where(written > 0, new_im, h_im)
     finite = (tl.abs(new_re) < float("inf")) & (tl.abs(new_im) < float("inf"))
-    tl.store(pairs, tl.join(new_re, new_im), mask=(advancing & finite)[:, None])
+    kept = tl.join(tl.where(finite, new_re, h_re), tl.where(finite, new_im, h_im))
+    kept = tl.reshape(kept, [2 * BLOCK_D])
+    tl.store(place + number, kept, mask=number < written)
     c_re = tl.load(c_re_ptr + channels, mask=inside, other=0.0)
     c_im = tl.load(c_im_ptr + channels, mask=inside, other=0.0)
     y = tl.where(live, c_re * new_re + c_im * new_im, 0.0)

@@ -1,0 +1,30 @@
+"""Fixtures for the operations: Triton without a GPU, and poisoned memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what ``torch.empty`` and its kin return with NaN: unwritten memory must show."""
+
+    def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(*args: object, **options: object) -> Tensor:
+            value = make(*args, **options)
+            if value.is_floating_point() or value.is_complex():
+                return value.fill_(float("nan"))
+            return value.fill_(0x7FC07FC0) if value.dtype == torch.int32 else value
+
+        return made
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
