@@ -74,11 +74,11 @@ class ForecastRequest(Strict):
 
 
 class SeriesForecast(BaseModel):
-    """The forecast of one series; ``mean`` is the median."""
+    """The forecast of one series; ``mean`` is the median, null where every sample is missing."""
 
     id: str | int | None
-    mean: list[float]
-    quantiles: dict[str, list[float]]
+    mean: list[float | None]
+    quantiles: dict[str, list[float | None]]
 
 
 class ForecastResponse(BaseModel):
@@ -134,12 +134,15 @@ class Anomaly(BaseModel):
 
 
 class SessionForecast(BaseModel):
-    """The forecast after frame ``seq``: one list of ``horizon`` values a channel a quantile."""
+    """The forecast after frame ``seq``: one list of ``horizon`` values a channel a quantile.
+
+    The values are null for a channel that has had no sample yet.
+    """
 
     session: str
     seq: int
     horizon: int
-    quantiles: dict[str, list[list[float]]]
+    quantiles: dict[str, list[list[float | None]]]
     anomaly: list[Anomaly]
 
 

@@ -200,6 +200,28 @@ async def test_foreign_absent_and_malformed_ids_are_the_same(manager):
     assert manager.sessions == 1
 
 
+async def test_a_fork_without_room_leaves_nothing(settings):
+    engine = FakeEngine(max_rows=1)
+    manager = manager_of(settings, engine, MemoryStore())
+    session = await create(manager)
+    assert await code_of(manager.fork("t", session)) == "rows_exhausted"
+    assert (manager.sessions, len(engine.totals)) == (1, 1)
+
+
+async def test_a_session_that_cannot_be_loaded_gives_its_rows_back(settings, monkeypatch):
+    engine = FakeEngine(max_rows=1)
+    manager = manager_of(settings, engine, MemoryStore())
+    session = await create(manager)
+    other = await create(manager)
+    await manager.delete("t", other)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "load", lambda key, tensors: engine.forecast(999, 1, (0.5,)))
+        with pytest.raises(KeyError):
+            await manager.get("t", session)
+    assert engine.totals == {}
+    assert (await manager.get("t", session)).next_seq == 0
+
+
 async def test_delete_frees_rows_and_a_place(manager, engine):
     session = await create(manager)
     await manager.delete("t", session)
