@@ -38,7 +38,7 @@ class SQLiteStore(Store):
     durable = True
 
     def __init__(self, path: Path) -> None:
-        folder = path.is_dir() or not path.suffix
+        folder = path.is_dir() or not (path.exists() or path.suffix)
         self.path = path / FILE_NAME if folder else path
         self._thread = ThreadPoolExecutor(1, "kssm-store")
         self._connection: sqlite3.Connection | None = None

@@ -198,6 +198,7 @@ async def test_foreign_absent_and_malformed_ids_are_the_same(manager):
         assert messages == {("session_not_found", "there is no such session", "{}")}
     assert (await manager.get("t", session)).next_seq == 0
     assert manager.sessions == 1
+    assert len(manager._residency._entries) == 1
 
 
 async def test_a_fork_without_room_leaves_nothing(settings):
