@@ -7,6 +7,8 @@ import pytest
 from service.core import Service
 from service.settings import Settings
 from tests.service.fakes import FakeEngine
+from tests.service.peer import Peer
+from tests.service.rest import connect, serve
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +35,18 @@ async def service(settings, engine):
     yield made
     engine.let_go()
     await made.stop()
+
+
+@pytest.fixture
+async def client(settings):
+    async with serve(settings) as app, connect(app) as made:
+        yield made
+
+
+@pytest.fixture
+async def peer(service):
+    made = Peer(service)
+    yield made
+    service.engine.let_go()
+    made.resume()
+    await made.leave()

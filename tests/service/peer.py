@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from typing import Any
+
+import numpy as np
 
 from service.connection import Connection
 from service.core import Service
@@ -64,3 +67,12 @@ class Peer:
     async def leave(self) -> None:
         self._inbox.put_nowait(None)
         await self.task
+
+
+def append(session: str, seq: int, *values: float, **fields):
+    rows = [[value] for value in values or (1.0,)]
+    return {"type": "frames.append", "session": session, "seq": seq, "values": rows, **fields}
+
+
+def binary(handle: int, seq: int, *values: float) -> bytes:
+    return struct.pack("<BBHIQ", 1, 1, 0, handle, seq) + np.array(values, dtype="<f4").tobytes()
