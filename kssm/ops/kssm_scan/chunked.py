@@ -20,6 +20,7 @@ from kssm.ops.kssm_scan.gates import (
     ScanParameters,
     compute_dtype,
     compute_gates,
+    drive,
     expand_groups,
     hold_mask,
     past_end,
@@ -124,13 +125,6 @@ def _segment(
     return Inputs(*parts), factor
 
 
-def _drive(part: Inputs) -> tuple[Tensor, Tensor]:
-    """The complex input weights b and the input u = b x, both [B, L, D]."""
-    channels = part.x.shape[-1]
-    b = torch.complex(expand_groups(part.b_re, channels), expand_groups(part.b_im, channels))
-    return b, b * part.x
-
-
 class _ChunkedScan(torch.autograd.Function):
     """Saves the states h only; see the README for the adjoint's equations."""
 
@@ -152,7 +146,8 @@ class _ChunkedScan(torch.autograd.Function):
             window = slice(start, min(start + SEGMENT, tokens))
             part, factor = _segment(inputs, hold, token_dt, window)
             gates = compute_gates(part.alpha, part.omega, part.dt, factor, parameters)
-            h = scan_states(gates.increment, gates.gain * _drive(part)[1], state)
+            value = gates.gain * drive(part.x, part.b_re, part.b_im)
+            h = scan_states(gates.increment, value, state)
             y[:, window] = parameters.c_re * h.real + parameters.c_im * h.imag
             if saved is not None:
                 saved[:, window] = h
@@ -215,9 +210,11 @@ def _token_gradients(
 
     With the midpoint m = (h_{t-1} + h_t) / 2: ∂h/∂s = -γ m, ∂h/∂D = r (u - s m), ∂h/∂u = γ.
     """
-    b, u = _drive(part)
+    channels = part.x.shape[-1]
+    b = torch.complex(expand_groups(part.b_re, channels), expand_groups(part.b_im, channels))
+    u = drive(part.x, part.b_re, part.b_im)
     pulled = gates.resolvent.conj() * adjoint
-    gained = gates.step * pulled
+    gained = gates.gain.conj() * adjoint
     rate = -gained * middle.conj()
     step = (pulled * (u - gates.rate * middle).conj()).real
     if factor is not None:

@@ -35,17 +35,40 @@ class ScanParameters(NamedTuple):
 
 
 class Gates(NamedTuple):
-    """Coefficients of every token, all shaped like the inputs ([..., D])."""
+    """Coefficients of every token as real tensors [..., D], with τ = D / 2 and p + i q = 1 + τ s.
 
-    rate: Tensor  # s = a + i w, complex
-    step: Tensor  # D, real
-    resolvent: Tensor  # r = 1 / (1 + D s / 2), complex
-    gain: Tensor  # γ = D r, complex
+    The complex ones are put together when asked for: real arithmetic costs a fraction.
+    """
+
+    a: Tensor
+    w: Tensor
+    step: Tensor  # D
+    p: Tensor
+    q: Tensor
+    excess: Tensor  # |p + i q|² - p
+    inverse: Tensor  # 1 / |p + i q|²
+
+    @property
+    def rate(self) -> Tensor:
+        """s = a + i w."""
+        return torch.complex(self.a, self.w)
+
+    @property
+    def resolvent(self) -> Tensor:
+        """r = 1 / (p + i q)."""
+        return torch.complex(self.p * self.inverse, -self.q * self.inverse)
+
+    @property
+    def gain(self) -> Tensor:
+        """γ = D r."""
+        scale = self.step * self.inverse
+        return torch.complex(self.p * scale, -self.q * scale)
 
     @property
     def increment(self) -> Tensor:
-        """λ - 1."""
-        return -self.rate * self.gain
+        """λ - 1 = -s γ."""
+        scale = -2 * self.inverse
+        return torch.complex(self.excess * scale, self.q * scale)
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -64,10 +87,19 @@ def compute_gates(
     if factor is not None:
         step = step * factor
     step = step.clamp(max=MAX_STEP)
-    frequency = parameters.omega_scale * (omega + parameters.omega_bias)
-    rate = torch.complex(softplus(alpha + parameters.alpha_bias), frequency)
-    resolvent = torch.reciprocal(1 + 0.5 * step * rate)
-    return Gates(rate, step, resolvent, step * resolvent)
+    a = softplus(alpha + parameters.alpha_bias)
+    w = parameters.omega_scale * (omega + parameters.omega_bias)
+    half = 0.5 * step
+    damping, q = half * a, half * w
+    p = 1 + damping
+    excess = damping * p + q * q
+    return Gates(a, w, step, p, q, excess, torch.reciprocal(excess + p))
+
+
+def drive(x: Tensor, b_re: Tensor, b_im: Tensor) -> Tensor:
+    """The complex input u = b x [..., D]."""
+    channels = x.shape[-1]
+    return torch.complex(expand_groups(b_re, channels) * x, expand_groups(b_im, channels) * x)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,7 @@ from kssm.ops.kssm_scan.gates import (
     ScanParameters,
     compute_dtype,
     compute_gates,
-    expand_groups,
+    drive,
     hold_mask,
     past_end,
 )
@@ -37,11 +37,11 @@ def scan_reference(
     a, w, d, u, re, im = inputs
     factor = None if token_dt is None else token_dt.to(dtype)[..., None]
     gates = compute_gates(a, w, d, factor, parameters)
-    drive = torch.complex(expand_groups(re, channels), expand_groups(im, channels)) * u
-    h = _initial(initial_state, batch, channels, drive)
+    source, gain, rate = drive(u, re, im), gates.gain, gates.rate
+    h = _initial(initial_state, batch, channels, source)
     history: list[Tensor] = []
     for t in range(tokens):
-        new = h + gates.gain[:, t] * (drive[:, t] - gates.rate[:, t] * h)
+        new = h + gain[:, t] * (source[:, t] - rate[:, t] * h)
         h = new if hold is None else torch.where(hold[:, t, None], h, new)
         history.append(h)
     states = torch.stack(history, dim=1)

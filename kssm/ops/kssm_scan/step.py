@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kssm.ops.kssm_scan.gates import ScanParameters, compute_dtype, compute_gates, expand_groups
+from kssm.ops.kssm_scan.gates import ScanParameters, compute_dtype, compute_gates, drive
 
 
 def step_torch_(
@@ -29,11 +29,9 @@ def step_torch_(
     a, w, d, u, re, im = inputs
     factor = None if token_dt is None else token_dt.to(dtype)[:, None]
     gates = compute_gates(a, w, d, factor, parameters)
-    channels = x.shape[-1]
-    drive = torch.complex(expand_groups(re, channels), expand_groups(im, channels)) * u
     old = state[slots.clamp(min=0)]
     h = torch.view_as_complex(old.to(dtype).contiguous())
-    new = torch.where(hold[:, None], h, h + gates.gain * (drive - gates.rate * h))
+    new = torch.where(hold[:, None], h, h + gates.gain * (drive(u, re, im) - gates.rate * h))
     _write(state, slots, hold, old, new)
     y = parameters.c_re * new.real + parameters.c_im * new.imag
     return y.masked_fill((slots < 0)[:, None], 0).to(x.dtype)
