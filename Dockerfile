@@ -8,7 +8,7 @@ ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS wheel
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY kssm kssm
 COPY service service
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf,required=false \

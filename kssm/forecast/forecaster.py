@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from kssm.errors import InvalidInputError
 from kssm.forecast import scaler
 from kssm.forecast.distribution import LEVELS, check_levels, interpolate, tail_probability
 from kssm.forecast.head import QuantileHead
+from kssm.forecast.native import NativeStep
 from kssm.models import KSSM, KSSMConfig, State, StateSpec
 from kssm.models.layers import init_linear
 
@@ -70,6 +71,7 @@ class SignalForecaster(nn.Module):
         self.embed = init_linear(scaler.FEATURES, config.backbone.d_model, std=0.3, bias=True)
         self.backbone = KSSM(config.backbone)
         self.head = QuantileHead(config.backbone.d_model, config.head_hidden, config.head_horizon)
+        self.native = NativeStep()
 
     @property
     def device(self) -> torch.device:
@@ -83,6 +85,11 @@ class SignalForecaster(nn.Module):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:32]
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``; the compiled step looks at the weights afresh afterwards."""
+        self.native.forget()
+        return super().train(mode)
 
     def state_spec(self) -> StateSpec:
         """Shapes and dtypes of one row's state."""
@@ -140,7 +147,17 @@ class SignalForecaster(nn.Module):
             arena: state entries [slots + 1, ...]; row 0 is scratch space.
             slots: [N] int64 arena rows, all different; -1 = padding.
             dt: [N] time since the previous sample in nominal intervals (> 0), None = 1.
+
+        On the CPU compiled code does this where it can (``kssm.forecast.native``).
         """
+        done = self.native.step_(self, values, arena, slots, dt)
+        return self.step_torch_(values, arena, slots, dt) if done is None else StepOutput(*done)
+
+    @torch.inference_mode()
+    def step_torch_(
+        self, values: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None
+    ) -> StepOutput:
+        """``step_`` in plain PyTorch, on any device: the reference and the fallback."""
         rows = slots.clamp_min(0)
         steps = torch.ones_like(values) if dt is None else dt.double()
         before = arena["scaler"][rows]

@@ -1,0 +1,58 @@
+"""Adds the compiled CPU step to wheels; without a compiler the wheel is pure Python."""
+
+from __future__ import annotations
+
+import importlib.util
+import sysconfig
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+NATIVE = "kssm/forecast/native"
+
+
+class NativeHook(BuildHookInterface[Any]):
+    """Compiles one library for each instruction set worth having."""
+
+    PLUGIN_NAME = "custom"
+
+    def dependencies(self) -> list[str]:
+        """Where the system has no compiler, one comes from the package index for the build."""
+        build = _load_build(self.root)
+        needed = self.target_name == "wheel" and build.variants() and build.compiler() is None
+        return ["ziglang>=0.13"] if needed else []
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile and include. A source checkout (``editable``) compiles on first use instead."""
+        build = _load_build(self.root)
+        if self.target_name != "wheel" or version == "editable" or not build.variants():
+            return
+        self._folder = tempfile.TemporaryDirectory()
+        try:
+            for variant in build.variants():
+                library = build.compile_variant(variant, Path(self._folder.name))
+                build_data["force_include"][str(library)] = f"{NATIVE}/lib/{library.name}"
+        except build.BuildError as error:
+            self.app.display_warning(f"the wheel comes without the compiled CPU step: {error}")
+            return
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{platform}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was compiled once it is in the wheel."""
+        if hasattr(self, "_folder"):
+            self._folder.cleanup()
+
+
+def _load_build(root: str) -> ModuleType:
+    """The module by its path: the package itself needs torch, which a build has not."""
+    spec = importlib.util.spec_from_file_location("kssm_build", Path(root) / NATIVE / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,125 @@
+"""Finds, or makes, the compiled step for this processor and calls it through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from kssm.forecast.native import build
+
+_log = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).parent / "lib"
+SWITCH = "KSSM_NATIVE"
+"""Environment variable: ``0`` keeps to plain torch."""
+
+
+class Sizes(ctypes.Structure):
+    """Mirrors ``Sizes`` in model.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("features", "d_model", "layers", "d_inner")),
+        *((name, ctypes.c_int64) for name in ("d_mlp", "rank", "groups", "conv_width")),
+        *((name, ctypes.c_int64) for name in ("head_hidden", "head_horizon")),
+        ("eps", ctypes.c_double),
+    )
+
+
+class ArenaPointers(ctypes.Structure):
+    """Mirrors ``Arena`` in step.c."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("scaler", "forecast")),
+        *((name, ctypes.POINTER(ctypes.c_void_p)) for name in ("windows", "states")),
+    )
+
+
+class Library:
+    """The compiled functions; calls release Python's global lock."""
+
+    def __init__(self, path: Path) -> None:
+        loaded = ctypes.CDLL(str(path))
+        pointer, count = ctypes.c_void_p, ctypes.c_int64
+        self._pack = loaded.kssm_pack
+        self._pack.argtypes = (ctypes.POINTER(Sizes), pointer, pointer)
+        self._pack.restype = count
+        self._step = loaded.kssm_step
+        arena = ctypes.POINTER(ArenaPointers)
+        self._step.argtypes = (ctypes.POINTER(Sizes), pointer, arena, count, *[pointer] * 5)
+        self._step.restype = ctypes.c_int
+
+    def packed_size(self, sizes: Sizes) -> int:
+        """Floats that the packed weights take."""
+        return self._pack(sizes, None, None)
+
+    def pack(self, sizes: Sizes, sources: Sequence[int], packed: int) -> None:
+        """Copy the weights at the addresses ``sources`` into the buffer at ``packed``."""
+        self._pack(sizes, (ctypes.c_void_p * len(sources))(*sources), packed)
+
+    def step(
+        self,
+        sizes: Sizes,
+        packed: int,
+        arena: ArenaPointers,
+        count: int,
+        addresses: Sequence[int | None],
+    ) -> None:
+        """Advance ``count`` rows. ``addresses`` of their values, dt, slots, tail and healthy."""
+        code = self._step(sizes, packed, arena, count, *addresses)
+        if code == 1:
+            raise IndexError("a slot is outside the arena")
+        if code:
+            raise MemoryError("no memory for the step's activations")
+
+
+@functools.cache
+def load() -> Library | None:
+    """The library for this processor, compiled now if need be; None = use plain torch."""
+    variant = _variant()
+    if variant is None or os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        return Library(_locate(variant))
+    except (OSError, RuntimeError, build.BuildError) as error:
+        _log.info("the compiled CPU step is not used: %s", error)
+        return None
+
+
+def _variant() -> str | None:
+    """The best instruction set of this processor that there is a variant for."""
+    if "neon" in build.variants():
+        return "neon"
+    variant = torch.backends.cpu.get_cpu_capability().lower()
+    return variant if variant in build.variants() else None
+
+
+def _locate(variant: str) -> Path:
+    name = build.library_name(variant)
+    if (SHIPPED / name).is_file():
+        return SHIPPED / name
+    folder = cache_folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(folder)
+    path = folder / name
+    return path if path.is_file() else build.compile_variant(variant, folder)
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept when the package came without them."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "kssm" / "native"
+
+
+def _check_private(folder: Path) -> None:
+    """Code is only loaded from where nobody else could have put it."""
+    info = folder.stat()
+    if info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{folder} can be written by others")

@@ -1,0 +1,125 @@
+"""The packed copy of a forecaster's weights, and whether it still is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor, nn
+
+from kssm.forecast.native.library import Library, Sizes
+from kssm.forecast.scaler import FEATURES
+
+if TYPE_CHECKING:
+    from kssm.forecast.forecaster import ForecasterConfig, SignalForecaster
+
+Shape = tuple[int, ...]
+
+_UNUSED = frozenset({"head.spread"})  # constants the C code has of its own
+SCORED_HORIZONS: Final = 4
+"""Horizons that ``score`` in signal.h reads."""
+_ALIGNMENT: Final = 64  # bytes of a cache line
+
+
+def sizes_of(config: ForecasterConfig, eps: float) -> Sizes:
+    """The configuration as the C code reads it."""
+    b = config.backbone
+    groups = b.d_inner // b.group_size
+    ends = (config.head_hidden, config.head_horizon)
+    middle = (b.d_model, b.n_layers, b.d_inner, b.d_mlp, b.rank, groups, b.conv_width)
+    return Sizes(FEATURES, *middle, *ends, eps)
+
+
+def expected(config: ForecasterConfig) -> Iterator[tuple[str, Shape]]:
+    """Name and shape of every weight, in the order of ``ends_at`` and ``layer_at`` in model.h."""
+    b, hidden, outputs = config.backbone, config.head_hidden, config.head_horizon * 10
+    yield "embed.weight", (b.d_model, FEATURES)
+    yield "embed.bias", (b.d_model,)
+    yield "backbone.norm.weight", (b.d_model,)
+    yield "head.hidden.weight", (hidden, b.d_model)
+    yield "head.out.weight", (outputs, hidden)
+    yield "head.bias", (outputs,)
+    for i in range(b.n_layers):
+        for name, shape in _layer(config):
+            yield f"backbone.blocks.{i}.{name}", shape
+
+
+def _layer(config: ForecasterConfig) -> Iterator[tuple[str, Shape]]:
+    b = config.backbone
+    inner, groups = b.d_inner, b.d_inner // b.group_size
+    yield "norm.weight", (b.d_model,)
+    yield "in_proj.weight", (2 * inner, b.d_model)
+    yield "conv.weight", (b.conv_width, inner)
+    yield "conv.bias", (inner,)
+    yield "select.weight", (3 * b.rank + 2 * groups, inner)
+    for name in ("alpha_up.weight", "omega_up.weight", "dt_up.weight"):
+        yield name, (inner, b.rank)
+    for name in ("alpha_bias", "omega_bias", "omega_scale", "dt_bias", "c_re", "c_im"):
+        yield name, (inner,)
+    yield "skip", (inner,)
+    yield "out_norm.weight", (inner,)
+    yield "out_proj.weight", (b.d_model, inner)
+    if b.d_mlp:
+        yield "mlp_norm.weight", (b.d_model,)
+        yield "mlp.up.weight", (2 * b.d_mlp, b.d_model)
+        yield "mlp.down.weight", (b.d_model, b.d_mlp)
+
+
+class Weights:
+    """A snapshot of a model's weights for the C code, or of why there is none.
+
+    ``address`` is where the packed numbers start, None if the C code cannot run this model: one
+    whose weights are not plain fp32 on the CPU, or which has other weights than it knows of.
+    """
+
+    def __init__(self, model: SignalForecaster, library: Library) -> None:
+        self.sizes = sizes_of(model.config, model.backbone.norm.eps)
+        self.entries = [(name, *entry) for name, entry in model.state_spec().items()]
+        self._tensors = list(_named(model).values())
+        # Aliases keep the memory alive, so that no other tensor can come to lie at its address.
+        self._aliases = [tensor.detach() for tensor in self._tensors]
+        self._packed: Tensor | None = None
+        self.address: int | None = None
+        self._seen = self._fingerprint(model)
+        if self._seen is not None and _is_known(model):
+            self._pack(model, library)
+
+    def are_current(self, model: SignalForecaster) -> bool:
+        """Whether the model's weights are still the ones that were packed.
+
+        Every write to a weight is seen. Of replaced and moved weights only a few are looked at:
+        that happens to a whole module at once, and to look at each would cost 5% of a step.
+        """
+        return self._fingerprint(model) == self._seen
+
+    def _fingerprint(self, model: SignalForecaster) -> list[int] | None:
+        samples = (model.embed.weight, model.backbone.norm.weight, model.head.bias)
+        try:
+            versions = [tensor._version for tensor in self._tensors]
+        except RuntimeError:  # inference tensors do not count their writes
+            return None
+        return versions + [tensor.data_ptr() for tensor in samples]
+
+    def _pack(self, model: SignalForecaster, library: Library) -> None:
+        named = _named(model)
+        tensors = [named[name].detach().contiguous() for name, _ in expected(model.config)]
+        packed = torch.zeros(library.packed_size(self.sizes) + _ALIGNMENT // 4)
+        address = -(-packed.data_ptr() // _ALIGNMENT) * _ALIGNMENT
+        library.pack(self.sizes, [tensor.data_ptr() for tensor in tensors], address)
+        self._packed, self.address = packed, address
+
+
+def _named(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _is_known(model: SignalForecaster) -> bool:
+    """Whether the model has exactly the weights the C code reads, in fp32 on the CPU."""
+    if model.config.head_horizon < SCORED_HORIZONS:
+        return False
+    named = _named(model)
+    shapes = dict(expected(model.config))
+    plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in named.values())
+    fits = all(name in named and named[name].shape == shapes[name] for name in shapes)
+    return plain and fits and set(named) == set(shapes) | _UNUSED
