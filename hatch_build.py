@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sysconfig
-import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,22 +29,18 @@ class NativeHook(BuildHookInterface[Any]):
         build = _load_build(self.root)
         if self.target_name != "wheel" or version == "editable" or not build.variants():
             return
-        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self.directory) / "native"
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            for variant in build.variants():
-                library = build.compile_variant(variant, Path(self._folder.name))
-                build_data["force_include"][str(library)] = f"{NATIVE}/lib/{library.name}"
+            libraries = [build.compile_variant(variant, folder) for variant in build.variants()]
         except build.BuildError as error:
             self.app.display_warning(f"the wheel comes without the compiled CPU step: {error}")
             return
+        for library in libraries:
+            build_data["force_include"][str(library)] = f"{NATIVE}/lib/{library.name}"
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform}"
-
-    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """Remove what was compiled once it is in the wheel."""
-        if hasattr(self, "_folder"):
-            self._folder.cleanup()
 
 
 def _load_build(root: str) -> ModuleType:
