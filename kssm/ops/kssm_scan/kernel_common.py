@@ -38,12 +38,17 @@ def reciprocal(x):
 
 
 @triton.jit
+def _round_to_bf16(x):
+    """The bits of x with the upper half rounded to nearest even (the interpreter cuts it off)."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits + 32767 + ((bits >> 16) & 1)
+
+
+@triton.jit
 def pack_pair(re, im):
     """Two fp32 numbers rounded to bf16 in one 32-bit word, the real part in the low half."""
     if INTERPRETED:
-        low = re.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.uint32)
-        high = im.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.uint32)
-        word = (low | (high << 16)).to(tl.int32, bitcast=True)
+        word = (_round_to_bf16(re) >> 16) & 65535 | (_round_to_bf16(im) & -65536)
     else:
         code: tl.constexpr = "cvt.rn.bf16x2.f32 $0, $2, $1;"
         word = tl.inline_asm_elementwise(
