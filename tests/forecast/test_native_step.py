@@ -227,7 +227,7 @@ def load(model: SignalForecaster, *, assign: bool) -> None:
 
 
 CHANGES: dict[str, Callable[[SignalForecaster], object]] = {
-    "one weight": lambda m: m.backbone.blocks[1].skip.requires_grad_(False).mul_(2.0),
+    "one weight": lambda m: m.get_parameter("backbone.blocks.1.skip").requires_grad_(False).mul_(2),
     "optimizer": train_a_little,
     "load": lambda m: load(m, assign=False),
     "assign": lambda m: load(m, assign=True),

@@ -1,0 +1,204 @@
+"""A step of the forecaster on one core: compiled, in torch, and the reading of its weights.
+
+``python -m benchmarks.cpu`` measures all in turns in one process and ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from kssm.forecast import ForecasterConfig, SignalForecaster, pretrained
+from kssm.forecast.native import NativeStep, build, library
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
+LEAST_TURNS = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """``seconds`` of measuring a batch size; ``candidates``: also what was not chosen."""
+
+    model: str | None = None
+    batches: tuple[int, ...] = BATCHES
+    seconds: float = 4.0
+    threads: int = 1
+    candidates: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians in microseconds of one batch size; ``read``: of reading every weight once."""
+
+    rows: int
+    native: float
+    torch: float
+    read: float
+
+    @property
+    def speedup(self) -> float:
+        """Torch's time to the compiled step's."""
+        return self.torch / self.native
+
+    @property
+    def share(self) -> float:
+        """Of the memory limit: the time to read the weights to the step's."""
+        return self.read / self.native
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Median of one row in microseconds, and seconds until the first result."""
+
+    name: str
+    step: float
+    start: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    options = _parse(arguments)
+    torch.set_num_threads(options.threads)
+    model = _model(options.model)
+    if library.load() is None:
+        raise SystemExit("there is no compiled step on this machine")
+    with torch.inference_mode():
+        rows = [_measure(model, count, options.seconds) for count in options.batches]
+        others = _candidates(model, options.seconds) if options.candidates else []
+    _print(rows, others)
+    print(json.dumps(_line(model, options, rows, others)))
+
+
+def _parse(arguments: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="checkpoint (default: random weights, default sizes)")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of measuring a batch size")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--candidates", action="store_true", help="what was not chosen, too")
+    found = parser.parse_args(arguments)
+    return Options(
+        found.model, tuple(found.batches), found.seconds, found.threads, found.candidates
+    )
+
+
+def _model(name: str | None) -> SignalForecaster:
+    if name is not None:
+        return pretrained.load(name)
+    torch.manual_seed(0)
+    return SignalForecaster(ForecasterConfig()).eval().requires_grad_(False)
+
+
+def _measure(model: SignalForecaster, count: int, seconds: float) -> Row:
+    arenas = model.initial_state(count + 1), model.initial_state(count + 1)
+    slots = torch.randperm(count) + 1
+    values, dt = torch.randn(count).double(), torch.ones(count).double()
+    weights = torch.randn(_weights(model))
+    times = medians(
+        {
+            "native": lambda: model.step_(values, arenas[0], slots, dt),
+            "torch": lambda: model.step_torch_(values, arenas[1], slots, dt),
+            "read": weights.sum,
+        },
+        seconds,
+    )
+    return Row(count, **{name: round(value, 1) for name, value in times.items()})
+
+
+def medians(actions: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Microseconds of each action, run in turns so that all see the same machine.
+
+    Each runs three times a turn and the last one counts: its caches are its own by then.
+    """
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    end = time.perf_counter() + seconds
+    turns = 0
+    while time.perf_counter() < end or turns < LEAST_TURNS:
+        turns += 1
+        for name, action in actions.items():
+            action()
+            action()
+            start = time.perf_counter()
+            action()
+            times[name].append(1e6 * (time.perf_counter() - start))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def _weights(model: SignalForecaster) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _candidates(model: SignalForecaster, seconds: float) -> list[Candidate]:
+    from benchmarks import cpu_candidates
+
+    features = torch.randn(1, 9)
+    makers: dict[str, Callable[[SignalForecaster], Callable[[Tensor], object]]] = {
+        "torch, fewest operations": cpu_candidates.LeanStep,
+        "torch.compile": cpu_candidates.torch_compiled,
+    }
+    if importlib.util.find_spec("numba"):
+        makers["numba"] = cpu_candidates.numba_step
+    starts: dict[str, float] = {"compiled C": _start_native(model)}
+    actions = {"compiled C": _whole_step(model)}
+    for name, make in makers.items():
+        start = time.perf_counter()
+        step = make(model)
+        step(features)
+        starts[name] = time.perf_counter() - start
+        actions[name] = lambda step=step: step(features)
+    times = medians(actions, seconds)
+    return [Candidate(n, round(times[n], 1), round(starts[n], 3)) for n in actions]
+
+
+def _start_native(model: SignalForecaster) -> float:
+    """Seconds to pack the weights and run the first step with a library that is there."""
+    model.native = NativeStep()
+    start = time.perf_counter()
+    _whole_step(model)()
+    return time.perf_counter() - start
+
+
+def _whole_step(model: SignalForecaster) -> Callable[[], object]:
+    arena, slots = model.initial_state(2), torch.tensor([1])
+    values, dt = torch.zeros(1).double(), torch.ones(1).double()
+    return lambda: model.step_(values, arena, slots, dt)
+
+
+def _print(rows: Sequence[Row], candidates: Sequence[Candidate]) -> None:
+    print(f"{'rows':>5} {'compiled µs':>12} {'torch µs':>10} {'x torch':>8} {'of limit':>9}")
+    for row in rows:
+        line = f"{row.rows:5d} {row.native:12,.0f} {row.torch:10,.0f} {row.speedup:8.1f}"
+        print(f"{line} {row.share:9.0%}")
+    for candidate in candidates:
+        print(f"{candidate.name:>26} {candidate.step:9,.0f} µs, start {candidate.start:.2f} s")
+
+
+def _line(
+    model: SignalForecaster,
+    options: Options,
+    rows: Sequence[Row],
+    candidates: Sequence[Candidate],
+) -> dict[str, object]:
+    ratios = [{"speedup": round(r.speedup, 2), "of_limit": round(r.share, 3)} for r in rows]
+    return {
+        "benchmark": "cpu",
+        "options": asdict(options),
+        "weights": _weights(model),
+        "variants": sorted(build.variants()),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "steps": [{**asdict(r), **more} for r, more in zip(rows, ratios, strict=True)],
+        "candidates": [asdict(candidate) for candidate in candidates],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""`python -m benchmarks.cpu`, and that what it compares computes the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from benchmarks import cpu, cpu_candidates
+from kssm.forecast.native import library
+from kssm.forecast.testing import tiny_forecaster
+
+
+@pytest.mark.skipif(library.load() is None, reason="no compiled step on this machine")
+def test_ends_with_a_line_of_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_model", lambda name: tiny_forecaster())
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    cpu.main(["--batches", "1", "3", "--seconds", "0"])
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["benchmark"] == "cpu"
+    assert [step["rows"] for step in line["steps"]] == [1, 3]
+    for step in line["steps"]:
+        assert step["speedup"] == pytest.approx(step["torch"] / step["native"], rel=0.01)
+        assert step["of_limit"] == pytest.approx(step["read"] / step["native"], abs=0.01)
+
+
+@pytest.mark.parametrize("make", [cpu_candidates.LeanStep, cpu_candidates.numba_step])
+@torch.inference_mode()
+def test_the_candidates_compute_the_step(make) -> None:
+    if make is cpu_candidates.numba_step and not importlib.util.find_spec("numba"):
+        pytest.skip("numba is not installed")
+    model = tiny_forecaster()
+    step = make(model)
+    arena, slots = model.initial_state(2), torch.tensor([1])
+    for features in torch.randn(6, 1, 9, generator=torch.Generator().manual_seed(0)):
+        hidden = model.backbone.step_(model.embed(features), arena, slots)
+        raw = F.linear(F.silu(model.head.hidden(hidden)), model.head.out.weight, model.head.bias)
+        actual = torch.as_tensor(step(features)).reshape(1, -1)
+        torch.testing.assert_close(actual, raw, rtol=1e-4, atol=1e-5)
