@@ -6,9 +6,9 @@ import json
 import time
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor
@@ -17,9 +17,8 @@ from torch._dynamo import config as dynamo
 from kssm.errors import InvalidInputError
 from kssm.forecast import pretrained
 from kssm.forecast.forecaster import ForecasterConfig, SignalForecaster
-from kssm.models import KSSMConfig
 from kssm.models.kssm import KSSMBlock
-from kssm.training.corpus import Corpus
+from kssm.training.corpus import Corpus, CorpusConfig
 from kssm.training.loss import Tokens, forecast_loss, read_loss, tokenise
 from kssm.training.mixture import BatchSource, MixtureConfig
 from kssm.training.optimizer import OptimizerConfig, Optimizers, scheduled_rate
@@ -62,6 +61,7 @@ class PretrainConfig:
 
     model: ForecasterConfig = field(default_factory=ForecasterConfig)
     data: MixtureConfig = field(default_factory=MixtureConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -72,22 +72,25 @@ def load_config(path: str | Path) -> PretrainConfig:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InvalidInputError(f"cannot read {path}: {error}", "invalid_config") from error
-    unknown = tables.keys() - {"model", "data", "optimizer", "run"}
-    if unknown:
-        raise InvalidInputError(f"unknown tables {sorted(unknown)}", "invalid_config")
-    model = dict(tables.get("model", {}))
-    backbone = _build(KSSMConfig, model.pop("backbone", {}))
-    return PretrainConfig(
-        model=_build(ForecasterConfig, {"backbone": backbone, **model}),
-        data=_build(MixtureConfig, tables.get("data", {})),
-        optimizer=_build(OptimizerConfig, tables.get("optimizer", {})),
-        run=_build(RunConfig, tables.get("run", {})),
-    )
+    return _build(PretrainConfig, tables)
 
 
-def _build(kind: type[T], values: dict[str, Any]) -> T:
+def _build(kind: type[T], values: Any) -> T:
+    """A dataclass from a TOML table, tables inside it included."""
+    if not isinstance(values, dict):
+        raise InvalidInputError(f"{kind.__name__}: expected a table", code="invalid_config")
+    table = cast("dict[str, Any]", values)
+    types = get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for name, value in table.items():
+        wanted = types.get(name)
+        if isinstance(wanted, type) and is_dataclass(wanted):
+            value = _build(wanted, value)
+        elif isinstance(value, list):
+            value = tuple(cast("list[Any]", value))
+        arguments[name] = value
     try:
-        return kind(**values)
+        return kind(**arguments)
     except TypeError as error:
         raise InvalidInputError(f"{kind.__name__}: {error}", "invalid_config") from error
 
@@ -102,7 +105,7 @@ class Trainer:
         torch.manual_seed(config.run.seed)
         self.model = SignalForecaster(config.model).to(self.device)
         self.optimizers = Optimizers(self.model, config.optimizer)
-        real = Corpus.read(corpus, device=device) if corpus is not None else None
+        real = corpus and Corpus.read(corpus, device=device, config=config.corpus)
         self.source = BatchSource(config.data, real, seed=config.run.seed, device=device)
         self.choices = torch.Generator().manual_seed(config.run.seed + 1)
         self.loss = read_loss
