@@ -141,7 +141,7 @@ def _candidates(model: SignalForecaster, seconds: float) -> list[Candidate]:
 
     features = torch.randn(1, 9)
     makers: dict[str, Callable[[SignalForecaster], Callable[[Tensor], object]]] = {
-        "torch, fewest operations": cpu_candidates.LeanStep,
+        "torch, fewer operations": cpu_candidates.LeanStep,
         "torch.compile": cpu_candidates.torch_compiled,
     }
     if importlib.util.find_spec("numba"):

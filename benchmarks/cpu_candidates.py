@@ -22,7 +22,7 @@ Step = Callable[[Tensor], object]
 
 
 class LeanStep(nn.Module):
-    """The fewest torch operations found: some 40 a layer."""
+    """Torch with fused norms and whole-row arithmetic: two thirds of the usual operations."""
 
     def __init__(self, model: SignalForecaster) -> None:
         super().__init__()
