@@ -111,7 +111,7 @@ class Residency:
         tensors = await asyncio.wrap_future(self._engine.export(live.rows))
         return snapshot.encode(
             tensors,
-            fingerprint=self._engine.forecaster.fingerprint,
+            fingerprint=self._engine.fingerprint,
             tenant=live.session.tenant,
             channels=live.session.settings.channels,
             meta=meta,
@@ -124,7 +124,7 @@ class Residency:
         return snapshot.decode(
             blob,
             forecaster_spec=forecaster.state_spec(),
-            fingerprint=forecaster.fingerprint,
+            fingerprint=self._engine.fingerprint,
             tenant=session.tenant,
             channels=session.settings.channels,
             key=self._state_key,

@@ -15,7 +15,7 @@ def evaluate(
     model: Annotated[str, typer.Option(help="checkpoint name or folder")] = "kssm-signal-base",
     device: Annotated[str, typer.Option(help="torch device")] = "cpu",
     context_length: Annotated[
-        int, typer.Option(help="use only the last samples before each window, 0 = all")
+        int, typer.Option(help="read so many samples before the first window, 0 = all")
     ] = 4096,
     batch_tokens: Annotated[int, typer.Option(help="samples in one pass over the model")] = 65_536,
 ) -> None:
@@ -25,14 +25,14 @@ def evaluate(
     from rich.table import Table
 
     from kssm.errors import InvalidInputError
-    from kssm.forecast import Forecaster
+    from kssm.forecast import pretrained
     from kssm.training.evaluation import forecast_task, load_task, score
 
     console = Console(highlight=False)
     files = sorted(tasks.glob("*.npz"))
     if not files:
         raise InvalidInputError(f"{tasks} holds no task files (*.npz)", code="invalid_task")
-    forecaster = Forecaster.from_pretrained(model, device)
+    forecaster = pretrained.load(model, device)
     output.mkdir(parents=True, exist_ok=True)
     table = Table("task", "windows", "MASE", "weighted quantile loss", "80% coverage")
     for file in track(files, "forecasting", console=console):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from kssm.errors import InvalidInputError
 from kssm.forecast import pretrained
+from kssm.forecast.batch import as_series, batches, consume
 from kssm.forecast.distribution import LEVELS, check_levels
 from kssm.forecast.forecaster import SignalForecaster
-from kssm.forecast.scaler import MAX_ABSOLUTE
 from kssm.forecast.stream import Stream
-from kssm.models import State
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,11 +61,11 @@ class Forecaster:
                 ``value_out_of_range``, ``invalid_quantiles``, ``invalid_horizon``.
         """
         levels = check_levels(quantile_levels)
-        series = [_as_series(values)[-(context_length or 0) :] for values in inputs]
+        series = [as_series(values)[-(context_length or 0) :] for values in inputs]
         asked = (*levels, 0.5)
         out = np.empty((len(series), prediction_length, len(asked)))
-        for rows in _batches([len(values) for values in series], batch_tokens):
-            state = self._consume([series[row] for row in rows], batch_tokens)
+        for rows in batches([len(values) for values in series], batch_tokens):
+            state = consume(self.model, [series[row] for row in rows], batch_tokens)
             out[rows] = self.model.forecast(state, prediction_length, asked).cpu().numpy()
         return out[..., :-1], out[..., -1]
 
@@ -113,46 +112,3 @@ class Forecaster:
     def stream(self, channels: int = 1) -> Stream:
         """A live stream: push samples, read a forecast after each, at constant cost."""
         return Stream(self.model, channels)
-
-    def _consume(self, series: list[NDArray[np.float64]], budget: int) -> State:
-        """State after the whole of each series, in chunks of at most ``budget`` tokens."""
-        lengths = torch.tensor([len(values) for values in series], device=self.model.device)
-        padded = np.full((len(series), max(map(len, series))), np.nan)
-        for row, values in enumerate(series):
-            padded[row, : len(values)] = values
-        values = torch.from_numpy(padded).to(self.model.device)
-        state = self.model.initial_state(len(series))
-        chunk = max(1, budget // len(series))
-        for start in range(0, values.shape[1], chunk):
-            part = values[:, start : start + chunk]
-            left = (lengths - start).clamp(0, part.shape[1])
-            state = self.model.prefill(part, state, left).state
-        return state
-
-
-def _as_series(values: ArrayLike) -> NDArray[np.float64]:
-    try:
-        series = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"a series must hold numbers: {error}", "wrong_dtype") from error
-    if series.ndim != 1:
-        raise InvalidInputError("a series must be one-dimensional", code="wrong_shape")
-    if series.size == 0:
-        raise InvalidInputError("a series must hold at least one sample", code="empty_series")
-    if np.isinf(series).any():
-        raise InvalidInputError("a series must not hold infinities", code="non_finite_value")
-    if (np.abs(series) > MAX_ABSOLUTE).any():
-        raise InvalidInputError(f"samples must be within ±{MAX_ABSOLUTE:g}", "value_out_of_range")
-    return series
-
-
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Rows grouped by similar length, each group's padded size within the budget."""
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[row] > budget:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch

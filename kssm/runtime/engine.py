@@ -50,6 +50,7 @@ class Engine:
         device: str | torch.device = "cpu",
     ) -> None:
         self.forecaster = forecaster
+        self.fingerprint = forecaster.fingerprint  # reads every weight: once is enough
         self.config = config or EngineConfig()
         self.device = torch.device(device)
         self._condition = threading.Condition(threading.Lock())
@@ -108,6 +109,11 @@ class Engine:
             self._abandon()
         elif self._thread is not threading.current_thread():
             self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """False once the device thread has died of something unexpected."""
+        return not self._died
 
     def _main(self) -> None:
         try:

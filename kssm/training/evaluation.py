@@ -8,6 +8,7 @@ oldest first; windows are ordered series by series.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kssm.errors import InvalidInputError
-from kssm.forecast.api import Forecaster
+from kssm.forecast.batch import batches, consume
 from kssm.forecast.distribution import LEVELS
+from kssm.forecast.forecaster import SignalForecaster
+from kssm.models import State
 
 Floats = NDArray[np.float64]
 
@@ -40,15 +43,16 @@ class Task:
 
     def contexts(self) -> list[NDArray[np.float32]]:
         """What is known before each window, in window order."""
-        return [series[:cut] for series in self.series() for cut in self._cuts(len(series))]
+        return [series[:cut] for series in self.series() for cut in self.cuts(len(series))]
 
     def targets(self) -> Floats:
         """[n_windows, prediction_length], NaN = unknown."""
         horizon = self.prediction_length
-        cut = [s[c : c + horizon] for s in self.series() for c in self._cuts(len(s))]
+        cut = [s[c : c + horizon] for s in self.series() for c in self.cuts(len(s))]
         return np.stack(cut).astype(np.float64)
 
-    def _cuts(self, length: int) -> list[int]:
+    def cuts(self, length: int) -> list[int]:
+        """Length of the history before each window of a series, oldest window first."""
         first = length - self.windows * self.prediction_length
         return [first + i * self.prediction_length for i in range(self.windows)]
 
@@ -76,17 +80,32 @@ def load_task(path: str | Path) -> Task:
 
 
 def forecast_task(
-    forecaster: Forecaster, task: Task, *, context_length: int | None, batch_tokens: int
+    model: SignalForecaster, task: Task, *, context_length: int | None, batch_tokens: int
 ) -> NDArray[np.float32]:
-    """Quantiles [n_windows, 9, prediction_length]; a window without any history forecasts 0."""
-    quantiles, _ = forecaster.predict_quantiles(
-        task.contexts(),
-        task.prediction_length,
-        LEVELS,
-        batch_tokens=batch_tokens,
-        context_length=context_length,
-    )
-    return np.nan_to_num(quantiles.transpose(0, 2, 1)).astype(np.float32)
+    """Quantiles [n_windows, 9, prediction_length]; a window without any history forecasts 0.
+
+    Every series is read once: the state after a window's history goes on to the next window.
+    ``context_length`` bounds what is read before the first window, None = everything.
+    """
+    series = [values.astype(np.float64) for values in task.series()]
+    out = np.empty((len(series), task.windows, task.prediction_length, len(LEVELS)))
+    read = [min(task.cuts(len(s))[0], context_length or len(s)) for s in series]
+    for rows in batches(read, batch_tokens):
+        parts = [_parts(series[row], task, read[row]) for row in rows]
+        state: State | None = None
+        for window, part in enumerate(zip(*parts, strict=True)):
+            state = consume(model, part, batch_tokens, state)
+            forecast = model.forecast(state, task.prediction_length, LEVELS)
+            out[rows, window] = forecast.cpu().numpy()
+    flat = out.reshape(-1, task.prediction_length, len(LEVELS))
+    return np.nan_to_num(flat.transpose(0, 2, 1)).astype(np.float32)
+
+
+def _parts(series: Floats, task: Task, read: int) -> list[Floats]:
+    """What is newly known before each window: some history, then the windows passed by."""
+    cuts = task.cuts(len(series))
+    edges = [cuts[0] - read, *cuts]
+    return [series[a:b] for a, b in itertools.pairwise(edges)]
 
 
 class Scores(NamedTuple):

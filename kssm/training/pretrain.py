@@ -85,10 +85,9 @@ def _build(kind: type[T], values: Any) -> T:
     for name, value in table.items():
         wanted = types.get(name)
         if isinstance(wanted, type) and is_dataclass(wanted):
-            value = _build(wanted, value)
-        elif isinstance(value, list):
-            value = tuple(cast("list[Any]", value))
-        arguments[name] = value
+            arguments[name] = _build(wanted, value)
+        else:
+            arguments[name] = tuple(cast("list[Any]", value)) if isinstance(value, list) else value
     try:
         return kind(**arguments)
     except TypeError as error:

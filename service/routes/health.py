@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from kssm.errors import KSSMError
 from service import schemas
 from service.dependencies import ServiceDep, TenantDep, json_response
 from service.errors import draining
@@ -14,8 +15,10 @@ router = APIRouter()
 
 
 @router.get("/healthz", summary="The process answers", tags=["health"])
-async def healthz() -> dict[str, str]:
-    """200 as long as the process serves requests."""
+async def healthz(service: ServiceDep) -> dict[str, str]:
+    """200 as long as the process can serve requests; 500 `internal` once its engine has died."""
+    if not service.engine.alive:
+        raise KSSMError("the engine stopped unexpectedly", code="internal")
     return {"status": "ok"}
 
 
@@ -38,7 +41,7 @@ async def models(service: ServiceDep, _: TenantDep) -> Response:
     """The models that ``model`` may name."""
     model = {
         "id": service.manager.model,
-        "fingerprint": service.engine.forecaster.fingerprint,
+        "fingerprint": service.engine.fingerprint,
         "max_channels": service.settings.max_channels,
         "max_horizon": service.settings.max_horizon,
     }

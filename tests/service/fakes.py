@@ -24,8 +24,6 @@ async def until(condition: Callable[[], bool]) -> None:
 class FakeForecaster:
     """What the service asks of a forecaster itself."""
 
-    fingerprint = "f" * 64
-
     def state_spec(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         return {"total": ((1,), torch.float64)}
 
@@ -38,6 +36,8 @@ class FakeEngine:
 
     def __init__(self, max_rows: int = 1000) -> None:
         self.forecaster = FakeForecaster()
+        self.fingerprint = "f" * 64
+        self.alive = True
         self.totals: dict[int, np.ndarray] = {}
         self.max_rows = max_rows
         self.fail_next: KSSMError | None = None

@@ -29,7 +29,7 @@ def test_an_engine_is_built_as_the_settings_say(checkpoint):
     engine = build_engine(Settings(model=str(checkpoint), device="cpu", max_rows=300))
     assert engine.config.max_rows == 300
     assert engine.device.type == "cpu"
-    assert len(engine.forecaster.fingerprint) >= 32
+    assert len(engine.fingerprint) >= 32
 
 
 def test_a_model_that_does_not_exist_is_an_error():

@@ -141,7 +141,7 @@ async def test_a_session_of_another_model_is_refused_but_can_be_deleted(tmp_path
     await first.stop()
 
     engine = FakeEngine()
-    engine.forecaster.fingerprint = "e" * 64
+    engine.fingerprint = "e" * 64
     second = Service(settings, engine)
     await second.start()
     assert await code_of(second.manager.append("t", session, frame(0))) == "state_mismatch"

@@ -42,12 +42,13 @@ def test_windows_are_ordered_by_series_then_time() -> None:
 
 def test_forecasts_have_the_promised_shape(tmp_path: Path) -> None:
     loaded = load_task(write(tmp_path / "toy.npz"))
-    quantiles = forecast_task(
-        Forecaster(tiny_forecaster()), loaded, context_length=None, batch_tokens=64
-    )
+    model = tiny_forecaster()
+    quantiles = forecast_task(model, loaded, context_length=None, batch_tokens=64)
     assert quantiles.shape == (4, 9, 5)
     assert np.isfinite(quantiles).all()
     assert (np.diff(quantiles, axis=1) >= 0).all()
+    alone, _ = Forecaster(model).predict_quantiles(task().contexts(), 5)
+    assert np.allclose(quantiles, alone.transpose(0, 2, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_scores_match_their_definitions() -> None:

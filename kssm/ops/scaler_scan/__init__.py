@@ -72,7 +72,8 @@ def update(stats: Tensor, values: Tensor, dt: Tensor) -> Tensor:
     """Statistics [N, 7] after one more sample a row ([N] float64, NaN = missing)."""
     if stats.is_cuda:
         return torch.stack(_update(torch, stats.unbind(-1), values, dt), dim=-1)
-    new = _update(np, tuple(stats.numpy().T), values.numpy(), dt.numpy())
+    with np.errstate(all="ignore"):  # a corrupted row is found by its forecast
+        new = _update(np, tuple(stats.numpy().T), values.numpy(), dt.numpy())
     return torch.from_numpy(np.stack(new, axis=-1))
 
 
@@ -106,7 +107,8 @@ def _scan_numpy(stats: Tensor, values: Tensor, dt: Tensor) -> Tensor:
     samples = np.ascontiguousarray(values.numpy().T)
     steps = np.ascontiguousarray(dt.numpy().T)
     path = np.empty((len(samples), len(FIELDS), stats.shape[0]))
-    for t, (x, step) in enumerate(zip(samples, steps, strict=True)):
-        current = _update(np, current, x, step)
-        path[t] = current
+    with np.errstate(all="ignore"):
+        for t, (x, step) in enumerate(zip(samples, steps, strict=True)):
+            current = _update(np, current, x, step)
+            path[t] = current
     return torch.from_numpy(path).permute(2, 0, 1)
