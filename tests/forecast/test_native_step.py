@@ -147,6 +147,27 @@ def test_equals_the_torch_step_over_hundreds_of_steps(model: SignalForecaster) -
     compare(model, 11, 400)
 
 
+def test_is_as_accurate_as_torch(compiled: library.Library) -> None:
+    model = with_library(shaken(ForecasterConfig()), compiled)
+    exact = copy.deepcopy(model).double()
+    exact.embed.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+    values, dt = hostile(8, 20)
+    slots = torch.arange(1, 9)
+    ours, theirs = model.initial_state(9), model.initial_state(9)
+    truth = {name: entry.double() for name, entry in model.initial_state(9).items()}
+    for x, step in zip(values, dt, strict=True):
+        model.step_(x, ours, slots, step)
+        model.step_torch_(x, theirs, slots, step)
+        exact.step_torch_(x, truth, slots, step)
+
+    def error(arena: State) -> float:
+        names = [name for name in truth if name != "scaler"]
+        differences = [(arena[n] - truth[n]).abs().mean() / truth[n].abs().max() for n in names]
+        return float(torch.stack(differences).mean())
+
+    assert error(ours) <= 2 * error(theirs)
+
+
 def test_streaming_equals_prefill(model: SignalForecaster) -> None:
     values, _ = hostile(6, 80)
     values = values.t().contiguous()

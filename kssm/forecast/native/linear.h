@@ -2,8 +2,8 @@
  *
  * A weight matrix [outputs, inputs] is stored as panels of PANEL outputs, each panel as
  * [inputs][PANEL]: the product reads it front to back exactly once for up to ROWS rows. Every
- * output is one chain of multiply-adds over the inputs in order, whatever the number of rows, so
- * a row's result does not depend on its batch.
+ * output is a sum of chains of multiply-adds in a fixed order, whatever the number of rows, so a
+ * row's result does not depend on its batch.
  */
 #ifndef KSSM_LINEAR_H
 #define KSSM_LINEAR_H
@@ -23,6 +23,7 @@
 #define ROWS 4
 #endif
 #define PANEL (2 * LANES)
+#define CHAIN 32 /* inputs added up at a time: one long sum would round four times as much */
 #define AHEAD 64 /* inputs: how far before their use weights are asked for */
 
 typedef float vector __attribute__((vector_size(4 * LANES)));
@@ -46,21 +47,32 @@ static void pack(const float *weight, int64_t outputs, int64_t inputs, float *ou
 static inline __attribute__((always_inline)) void panel_rows(
     const int rows, const float *panel, int64_t inputs, const float *x, int64_t stride_x, float *y,
     int64_t stride_y) {
-    vector sum[ROWS][2];
+    vector total[ROWS][2];
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (vector){0};
-    for (int64_t k = 0; k < inputs; k++) {
-        const stored *w = (const stored *)(panel + k * PANEL);
-        __builtin_prefetch(panel + (k + AHEAD) * PANEL);
-        __builtin_prefetch(panel + (k + AHEAD) * PANEL + LANES);
+    for (int r = 0; r < rows; r++) total[r][0] = total[r][1] = (vector){0};
+    for (int64_t start = 0; start < inputs; start += CHAIN) {
+        int64_t end = start + CHAIN < inputs ? start + CHAIN : inputs;
+        vector sum[ROWS][2];
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (vector){0};
+        for (int64_t k = start; k < end; k++) {
+            const stored *w = (const stored *)(panel + k * PANEL);
+            __builtin_prefetch(panel + (k + AHEAD) * PANEL);
+            __builtin_prefetch(panel + (k + AHEAD) * PANEL + LANES);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++) {
+                sum[r][0] += w[0] * x[r * stride_x + k];
+                sum[r][1] += w[1] * x[r * stride_x + k];
+            }
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
-            sum[r][0] += w[0] * x[r * stride_x + k];
-            sum[r][1] += w[1] * x[r * stride_x + k];
+            total[r][0] += sum[r][0];
+            total[r][1] += sum[r][1];
         }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) memcpy(y + r * stride_y, sum[r], sizeof sum[r]);
+    for (int r = 0; r < rows; r++) memcpy(y + r * stride_y, total[r], sizeof total[r]);
 }
 
 static void panel_product(int64_t rows, const float *panel, int64_t inputs, const float *x,
