@@ -41,8 +41,10 @@ class KSSMConfig:
     def __post_init__(self) -> None:
         if min(self.d_model, self.n_layers, self.d_inner, self.rank, self.group_size) < 1:
             raise InvalidInputError("sizes must be positive", code="invalid_config")
-        if self.d_inner % self.group_size:
-            raise InvalidInputError("d_inner must be a multiple of group_size", "invalid_config")
+        if self.d_mlp < 0 or self.d_inner % self.group_size:
+            raise InvalidInputError(
+                "d_mlp must not be negative, d_inner a multiple of group_size", "invalid_config"
+            )
         if self.conv_width < 2:
             raise InvalidInputError("conv_width must be at least 2", code="invalid_config")
 
