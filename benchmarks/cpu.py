@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kssm.forecast import ForecasterConfig, SignalForecaster, pretrained
-from kssm.forecast.native import NativeStep, build, library
+from kssm.forecast.native import NativeModel, build, library
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 LEAST_TURNS = 5
@@ -160,7 +160,7 @@ def _candidates(model: SignalForecaster, seconds: float) -> list[Candidate]:
 
 def _start_native(model: SignalForecaster) -> float:
     """Seconds to pack the weights and run the first step with a library that is there."""
-    model.native = NativeStep()
+    model.native = NativeModel()
     start = time.perf_counter()
     _whole_step(model)()
     return time.perf_counter() - start

@@ -18,7 +18,7 @@ from kssm.errors import InvalidInputError
 from kssm.forecast import scaler
 from kssm.forecast.distribution import LEVELS, check_levels, interpolate, tail_probability
 from kssm.forecast.head import QuantileHead
-from kssm.forecast.native import NativeStep
+from kssm.forecast.native import NativeModel
 from kssm.models import KSSM, KSSMConfig, State, StateSpec
 from kssm.models.layers import init_linear
 
@@ -71,7 +71,7 @@ class SignalForecaster(nn.Module):
         self.embed = init_linear(scaler.FEATURES, config.backbone.d_model, std=0.3, bias=True)
         self.backbone = KSSM(config.backbone)
         self.head = QuantileHead(config.backbone.d_model, config.head_hidden, config.head_horizon)
-        self.native = NativeStep()
+        self.native = NativeModel()
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +114,7 @@ class SignalForecaster(nn.Module):
         lengths: Tensor | None = None,
         dt: Tensor | None = None,
     ) -> PrefillOutput:
-        """Consume many samples of each row with the parallel scan.
+        """Consume many samples of each row.
 
         Args:
             values: [B, T] float64 samples, NaN = missing.
@@ -124,9 +124,27 @@ class SignalForecaster(nn.Module):
 
         Returns:
             The state after each row's last valid sample, and for every sample its two-sided
-            tail probability under the forecast made before it.
+            tail probability under the forecast made before it (NaN past the row's length).
+            A row whose numbers left the finite range shows it in its state.
+
+        On the CPU compiled code does this where it can (``kssm.forecast.native``), bit for bit
+        as ``step_`` would sample by sample.
         """
         self._check(values, state, dt)
+        done = self.native.prefill(self, values, state, lengths, dt)
+        if done is None:
+            return self.prefill_torch(values, state, lengths, dt)
+        return PrefillOutput(*done)
+
+    @torch.inference_mode()
+    def prefill_torch(
+        self,
+        values: Tensor,
+        state: State,
+        lengths: Tensor | None = None,
+        dt: Tensor | None = None,
+    ) -> PrefillOutput:
+        """``prefill`` in plain PyTorch, on any device: the reference and the fallback."""
         steps = torch.ones_like(values) if dt is None else dt.double()
         before_first = state["scaler"]
         path, final = scaler.scan(before_first, values, steps, lengths)
@@ -186,7 +204,11 @@ class SignalForecaster(nn.Module):
         wanted = check_levels(levels)
         blocks = state["forecast"]
         if horizon > self.config.head_horizon:
-            blocks = torch.cat([blocks, self._roll_out(state, horizon)], dim=1)
+            reads = -(-horizon // self.config.head_horizon) - 1
+            rolled = self.native.roll_out(self, state, reads)
+            if rolled is None:
+                rolled = self._roll_out(state, reads)
+            blocks = torch.cat([blocks, rolled], dim=1)
         quantiles = interpolate(blocks[:, :horizon].double(), wanted)
         values = scaler.denormalise(
             quantiles.clamp(-MAX_NORMALISED, MAX_NORMALISED), state["scaler"]
@@ -194,10 +216,9 @@ class SignalForecaster(nn.Module):
         unseen = state["scaler"][:, 0] == 0
         return values.masked_fill(unseen[:, None, None], torch.nan)
 
-    def _roll_out(self, state: State, horizon: int) -> Tensor:
-        """Normalised quantiles past the head's horizon [B, n K, 9]."""
+    def _roll_out(self, state: State, reads: int) -> Tensor:
+        """Normalised quantiles past the head's horizon [B, reads K, 9]."""
         direct = self.config.head_horizon
-        reads = -(-horizon // direct) - 1
         stats = state["scaler"]
         values = torch.full(
             (stats.shape[0], reads * direct), torch.nan, dtype=torch.float64, device=stats.device

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kssm.forecast import ForecasterConfig, SignalForecaster
-from kssm.forecast.native import NativeStep, build, library
+from kssm.forecast.native import NativeModel, build, library
 from kssm.forecast.stream import Stream
 from kssm.forecast.testing import tiny_forecaster
 from kssm.models import KSSMConfig, State
@@ -46,7 +46,7 @@ def model(compiled: library.Library) -> SignalForecaster:
 
 
 def with_library(model: SignalForecaster, compiled: library.Library | None) -> SignalForecaster:
-    model.native = NativeStep(lambda: compiled)
+    model.native = NativeModel(lambda: compiled)
     return model
 
 
@@ -272,7 +272,7 @@ def test_changed_weights_are_seen(model: SignalForecaster, change: str) -> None:
 def test_copies_have_their_own_weights(
     model: SignalForecaster, clone: Callable[[SignalForecaster], SignalForecaster]
 ) -> None:
-    model.native = NativeStep()
+    model.native = NativeModel()
     step_both(model)
     other = clone(model)
     other.head.bias.requires_grad_(False).add_(1.0)

@@ -30,9 +30,9 @@ static void rms_norm(const float *restrict x, const float *restrict weight, int6
     }
 }
 
-/* The filtered and gated token, and the window [conv_width - 1, inner] that includes it. */
+/* The filtered and gated token; the window [conv_width - 1, inner] moves on to include it. */
 static void convolve(const Sizes *s, const Layer *layer, const float *restrict token,
-                     const float *restrict window, float *restrict next, float *restrict active) {
+                     float *restrict window, float *restrict active) {
     int64_t inner = s->d_inner, kept = s->conv_width - 1;
     for (int64_t i = 0; i < inner; i++)
         active[i] = layer->conv_bias[i] + token[i] * layer->conv[kept * inner + i];
@@ -40,15 +40,15 @@ static void convolve(const Sizes *s, const Layer *layer, const float *restrict t
         for (int64_t i = 0; i < inner; i++)
             active[i] += window[tap * inner + i] * layer->conv[tap * inner + i];
     for (int64_t i = 0; i < inner; i++) active[i] = silu(active[i]);
-    memcpy(next, window + inner, (size_t)((kept - 1) * inner) * sizeof *next);
-    memcpy(next + (kept - 1) * inner, token, (size_t)inner * sizeof *next);
+    memmove(window, window + inner, (size_t)((kept - 1) * inner) * sizeof *window);
+    memcpy(window + (kept - 1) * inner, token, (size_t)inner * sizeof *window);
 }
 
-/* Channels [first, last), which share the input coefficient b: new pairs and the read-out y. */
+/* Channels [first, last), which share the input coefficient b: advances their pairs, reads y. */
 static void recur(const Layer *layer, int64_t first, int64_t last, float b_re, float b_im,
                   float factor, const float *restrict alpha, const float *restrict omega,
-                  const float *restrict dt, const float *restrict x, const float *restrict old,
-                  float *restrict new, float *restrict y) {
+                  const float *restrict dt, const float *restrict x, float *restrict state,
+                  float *restrict y) {
     const float *restrict alpha_bias = layer->alpha_bias, *restrict dt_bias = layer->dt_bias;
     const float *restrict omega_bias = layer->omega_bias;
     const float *restrict omega_scale = layer->omega_scale;
@@ -61,24 +61,24 @@ static void recur(const Layer *layer, int64_t first, int64_t last, float b_re, f
         float z_re = 1.0f + 0.5f * step * a, z_im = 0.5f * step * w;
         float gain = step / (z_re * z_re + z_im * z_im);
         float gain_re = gain * z_re, gain_im = -gain * z_im;
-        float h_re = old[2 * i], h_im = old[2 * i + 1];
+        float h_re = state[2 * i], h_im = state[2 * i + 1];
         float push_re = b_re * x[i] - (a * h_re - w * h_im);
         float push_im = b_im * x[i] - (a * h_im + w * h_re);
         float new_re = h_re + (gain_re * push_re - gain_im * push_im);
         float new_im = h_im + (gain_re * push_im + gain_im * push_re);
-        new[2 * i] = new_re;
-        new[2 * i + 1] = new_im;
+        state[2 * i] = new_re;
+        state[2 * i + 1] = new_im;
         y[i] = c_re[i] * new_re + c_im[i] * new_im;
     }
 }
 
 static void scan_row(const Sizes *s, const Layer *layer, const Activations *t, int64_t row,
-                     float factor, const float *state, float *next, float *y) {
+                     float factor, float *state, float *y) {
     int64_t at = row * t->stride, size = s->d_inner / s->groups;
     const float *b = t->low + at + 3 * s->rank;
     for (int64_t g = 0; g < s->groups; g++)
         recur(layer, g * size, (g + 1) * size, b[g] + 1.0f, b[s->groups + g], factor,
-              t->alpha + at, t->omega + at, t->dt + at, t->active + at, state, next, y);
+              t->alpha + at, t->omega + at, t->dt + at, t->active + at, state, y);
 }
 
 /* (group norm of y + skip of the input) gated. */

@@ -1,4 +1,4 @@
-"""Compiles ``step.c`` with whatever C compiler there is; needs nothing but the standard library.
+"""Compiles ``native.c`` with whatever C compiler there is; needs nothing but the standard library.
 
 Used when a wheel is built (``hatch_build.py``) and, where no compiled copy came with the package
 (a source checkout), on first use.
@@ -19,7 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = ("step.c", "block.h", "linear.h", "maths.h", "model.h", "signal.h")
+SOURCES = (
+    *("native.c", "block.h", "linear.h", "maths.h", "model.h", "prefill.h"),
+    *("signal.h", "step.h", "tile.h"),
+)
 # No -ffast-math: the code tells NaN and infinity from numbers.
 FLAGS = (
     *("-std=c11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden"),
@@ -53,7 +56,7 @@ def library_name(variant: str) -> str:
     digest = hashlib.sha256(repr((FLAGS, variants()[variant])).encode())
     for source in SOURCES:
         digest.update((HERE / source).read_bytes())
-    return f"step-{variant}-{digest.hexdigest()[:12]}.so"
+    return f"kssm-{variant}-{digest.hexdigest()[:12]}.so"
 
 
 def compiler() -> Sequence[str] | None:
@@ -80,7 +83,7 @@ def compile_variant(variant: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         output = Path(scratch) / target.name
         flags = [*FLAGS, *variants()[variant]]
-        _run([*command, *flags, str(HERE / "step.c"), "-o", str(output), "-lm"])
+        _run([*command, *flags, str(HERE / "native.c"), "-o", str(output), "-lm"])
         output.replace(target)
     return target
 

@@ -1,4 +1,4 @@
-"""Finds, or makes, the compiled step for this processor and calls it through ctypes."""
+"""Finds, or makes, the compiled code for this processor and calls it through ctypes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Sizes(ctypes.Structure):
 
 
 class ArenaPointers(ctypes.Structure):
-    """Mirrors ``Arena`` in step.c."""
+    """Mirrors ``Arena`` in tile.h."""
 
     _fields_ = (
         ("rows", ctypes.c_int64),
@@ -42,19 +42,40 @@ class ArenaPointers(ctypes.Structure):
     )
 
 
+class Samples(ctypes.Structure):
+    """Mirrors ``Samples`` in step.h."""
+
+    _fields_ = (
+        ("count", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("values", "dt", "slots", "tail", "healthy")),
+    )
+
+
+class Series(ctypes.Structure):
+    """Mirrors ``Series`` in prefill.h."""
+
+    _fields_ = (
+        ("tokens", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("values", "dt", "lengths", "tail")),
+        ("every", ctypes.c_int64),
+        ("forecasts", ctypes.c_void_p),
+    )
+
+
 class Library:
     """The compiled functions; calls release Python's global lock."""
 
     def __init__(self, path: Path) -> None:
         loaded = ctypes.CDLL(str(path))
-        pointer, count = ctypes.c_void_p, ctypes.c_int64
+        pointer, count, to = ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER
         self._pack = loaded.kssm_pack
-        self._pack.argtypes = (ctypes.POINTER(Sizes), pointer, pointer)
+        self._pack.argtypes = (to(Sizes), pointer, pointer)
         self._pack.restype = count
+        common = (to(Sizes), pointer, to(ArenaPointers))
         self._step = loaded.kssm_step
-        arena = ctypes.POINTER(ArenaPointers)
-        self._step.argtypes = (ctypes.POINTER(Sizes), pointer, arena, count, *[pointer] * 5)
-        self._step.restype = ctypes.c_int
+        self._step.argtypes = (*common, to(Samples))
+        self._prefill = loaded.kssm_prefill
+        self._prefill.argtypes = (*common, count, count, to(Series))
 
     def packed_size(self, sizes: Sizes) -> int:
         """Floats that the packed weights take."""
@@ -64,20 +85,22 @@ class Library:
         """Copy the weights at the addresses ``sources`` into the buffer at ``packed``."""
         self._pack(sizes, (ctypes.c_void_p * len(sources))(*sources), packed)
 
-    def step(
-        self,
-        sizes: Sizes,
-        packed: int,
-        arena: ArenaPointers,
-        count: int,
-        addresses: Sequence[int | None],
+    def step(self, sizes: Sizes, packed: int, arena: ArenaPointers, samples: Samples) -> None:
+        """Advance the rows of ``samples`` by one sample each."""
+        _check(self._step(sizes, packed, arena, samples))
+
+    def prefill(
+        self, sizes: Sizes, packed: int, arena: ArenaPointers, rows: range, series: Series
     ) -> None:
-        """Advance ``count`` rows. ``addresses`` of their values, dt, slots, tail and healthy."""
-        code = self._step(sizes, packed, arena, count, *addresses)
-        if code == 1:
-            raise IndexError("a slot is outside the arena")
-        if code:
-            raise MemoryError("no memory for the step's activations")
+        """Advance the arena's ``rows`` by all their samples."""
+        _check(self._prefill(sizes, packed, arena, rows.start, rows.stop, series))
+
+
+def _check(code: int) -> None:
+    if code == 1:
+        raise IndexError("a slot is outside the arena")
+    if code:
+        raise MemoryError("no memory for the activations")
 
 
 @functools.cache
@@ -89,7 +112,7 @@ def load() -> Library | None:
     try:
         return Library(_locate(variant))
     except (OSError, RuntimeError, build.BuildError) as error:
-        _log.info("the compiled CPU step is not used: %s", error)
+        _log.info("the compiled CPU code is not used: %s", error)
         return None
 
 

@@ -1,0 +1,159 @@
+"""Calls into the compiled library: their arguments' checks, and rows spread over threads."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kssm.forecast.native.library import ArenaPointers, Library, Samples, Series
+from kssm.forecast.native.weights import Weights
+
+if TYPE_CHECKING:
+    from kssm.models import State
+
+_TOKENS_A_THREAD = 32
+"""Tokens that pay for a thread of their own (and for reading the weights once more)."""
+
+
+class StepCall(NamedTuple):
+    """One sample a row; all tensors are [N]."""
+
+    library: Library
+    weights: Weights
+    arena: ArenaPointers
+    values: Tensor
+    dt: Tensor | None
+    slots: Tensor
+    tail: Tensor
+    healthy: Tensor
+
+    def run(self) -> None:
+        """Advance all rows."""
+        _share(self._advance, torch.arange(len(self.values) + 1))
+
+    def _advance(self, rows: range) -> None:
+        tensors = (self.values, self.dt, self.slots, self.tail, self.healthy)
+        addresses = [
+            None if tensor is None else tensor.data_ptr() + rows.start * tensor.element_size()
+            for tensor in tensors
+        ]
+        assert self.weights.address is not None
+        samples = Samples(len(rows), *addresses)
+        self.library.step(self.weights.sizes, self.weights.address, self.arena, samples)
+
+
+class PrefillCall(NamedTuple):
+    """Many samples a row: values, dt and tail [B, T], lengths [B], forecasts [B, T / every, ...]."""
+
+    library: Library
+    weights: Weights
+    arena: ArenaPointers
+    values: Tensor
+    dt: Tensor | None
+    lengths: Tensor
+    tail: Tensor
+    every: int
+    forecasts: Tensor | None
+
+    def run(self) -> None:
+        """Advance all rows."""
+        done = torch.zeros(len(self.lengths) + 1, dtype=torch.int64)
+        torch.cumsum(self.lengths, 0, out=done[1:])
+        _share(self._advance, done)
+
+    def _advance(self, rows: range) -> None:
+        before = (self.values, self.dt, self.lengths, self.tail)
+        series = Series(
+            self.values.shape[1], *map(_address, before), self.every, _address(self.forecasts)
+        )
+        assert self.weights.address is not None
+        self.library.prefill(self.weights.sizes, self.weights.address, self.arena, rows, series)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _share(advance: Callable[[range], None], done: Tensor) -> None:
+    """Rows in ranges of about equal numbers of tokens, on as many threads as torch uses and pay.
+
+    ``done`` [rows + 1]: tokens of all rows before each row, then the tokens of all.
+    """
+    rows, tokens = len(done) - 1, int(done[-1])
+    threads = min(torch.get_num_threads(), rows, tokens // _TOKENS_A_THREAD)
+    if threads < 2:
+        advance(range(rows))
+        return
+    wanted = torch.arange(threads + 1) * tokens // threads
+    cuts = torch.searchsorted(done, wanted).tolist()
+    ranges = [range(start, stop) for start, stop in pairwise(cuts) if start < stop]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(advance, ranges))  # raises what a thread raised
+
+
+def is_sample_batch(values: Tensor, slots: Tensor, dt: Tensor | None) -> bool:
+    """Whether a step's arguments are what the C code takes: [N] each, on the CPU, of its types."""
+    rows = values.shape
+    return (
+        len(rows) == 1
+        and _fits(values, rows, torch.float64)
+        and _fits(slots, rows, torch.int64)
+        and (dt is None or _fits(dt, rows, torch.float64))
+    )
+
+
+def is_series_batch(values: Tensor, lengths: Tensor | None, dt: Tensor | None) -> bool:
+    """Whether prefill's arguments are: [B, T] float64 on the CPU and lengths [B] within T."""
+    doubles = [values] if dt is None else [values, dt]
+    if any(t.dtype is not torch.float64 or not t.is_cpu for t in doubles):
+        return False
+    if lengths is None:
+        return True
+    whole = lengths.is_cpu and lengths.dtype in (torch.int64, torch.int32)
+    return (
+        whole
+        and lengths.shape == values.shape[:1]
+        and bool(((lengths >= 0) & (lengths <= values.shape[1])).all())
+    )
+
+
+def checked(weights: Weights, arena: State) -> list[Tensor] | None:
+    """The arena's entries in the order of the state's specification; None if one does not fit."""
+    rows = len(arena["scaler"])
+    tensors = [arena[name] for name, _, _ in weights.entries]
+    for tensor, (_, shape, dtype) in zip(tensors, weights.entries, strict=True):
+        if not _fits(tensor, (rows, *shape), dtype):
+            return None
+    return tensors
+
+
+def copied(weights: Weights, state: State) -> State | None:
+    """A copy of the state in the C code's layout; None if an entry does not fit."""
+    rows = len(state["scaler"])
+    copy: State = {}
+    for name, shape, dtype in weights.entries:
+        entry = state[name]
+        if entry.shape != (rows, *shape) or entry.dtype is not dtype or not entry.is_cpu:
+            return None
+        copy[name] = entry.clone(memory_format=torch.contiguous_format)
+    return copy
+
+
+def _fits(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> bool:
+    return (
+        tensor.shape == shape and tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()
+    )
+
+
+def pointers(entries: Sequence[Tensor]) -> ArenaPointers:
+    """Entries come as scaler, forecast, then window and state of each layer."""
+    scaler, forecast, *layers = [tensor.data_ptr() for tensor in entries]
+    array = ctypes.c_void_p * (len(layers) // 2)
+    windows, states = array(*layers[::2]), array(*layers[1::2])
+    return ArenaPointers(len(entries[0]), scaler, forecast, windows, states)

@@ -1,0 +1,46 @@
+/* A SignalForecaster on one core, in fp32: packing its weights, the step and prefill.
+ *
+ * Built by build.py, called by library.py. No globals, no I/O, reentrant. One translation unit,
+ * so that step and prefill run the same instructions and give the same bits.
+ */
+#include "prefill.h"
+#include "step.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum { DONE, OUTSIDE, NO_MEMORY };
+
+/* Floats in a packed buffer; with `sources` also packs them into it. */
+EXPORT int64_t kssm_pack(const Sizes *s, const float *const *sources, float *packed) {
+    Cursor cursor = {packed, sources};
+    ends_at(&cursor, s);
+    for (int64_t i = 0; i < s->layers; i++) layer_at(&cursor, s);
+    return cursor.at - packed;
+}
+
+/* OUTSIDE (a slot is not in the arena) and NO_MEMORY mean that nothing was changed. */
+EXPORT int kssm_step(const Sizes *s, float *weights, const Arena *arena, const Samples *samples) {
+    for (int64_t i = 0; i < samples->count; i++)
+        if (samples->slots[i] >= arena->rows) return OUTSIDE;
+    if (!samples->count) return DONE;
+    int64_t rows = samples->count < TILE ? samples->count : TILE;
+    Workspace space;
+    if (!reserve(s, rows, &space)) return NO_MEMORY;
+    float *backup = malloc((size_t)(rows * backup_size(s)) * sizeof *backup);
+    if (backup) step_rows(s, weights, arena, &space, backup, samples);
+    free(backup);
+    free(space.memory);
+    return backup ? DONE : NO_MEMORY;
+}
+
+/* Advances rows [first, last) of the arena by their samples; as for kssm_step otherwise. */
+EXPORT int kssm_prefill(const Sizes *s, float *weights, const Arena *arena, int64_t first,
+                        int64_t last, const Series *series) {
+    for (int64_t row = first; row < last; row++)
+        if (row >= arena->rows || series->lengths[row] > series->tokens) return OUTSIDE;
+    Workspace space;
+    if (!reserve(s, TILE, &space)) return NO_MEMORY;
+    prefill_rows(s, weights, arena, &space, first, last, series);
+    free(space.memory);
+    return DONE;
+}
