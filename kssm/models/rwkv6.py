@@ -1,0 +1,274 @@
+"""RWKV-6 ("Finch"): token shift, a matrix state with data-dependent decay, channel mix.
+
+Source: Peng et al., "Eagle and Finch: RWKV with Matrix-Valued States and Dynamic Recurrence", 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kssm.models.base import State, StateSpec
+from kssm.models.layers import init_linear
+from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, remember_, state_dtype
+from kssm.ops.wkv6 import wkv6, wkv6_step_
+
+_STREAMS = 5
+"""Inputs mixed with the previous token: decay, key, value, receptance, gate, in this order."""
+
+_MAX_LOG_RATE = 30.0
+_MAX_DECAY = 1000.0
+"""Decays beyond exp(-1000) are zero even in fp64; the bounds keep gradients finite."""
+
+
+@dataclass(frozen=True)
+class RWKV6Config(StackConfig):
+    """Sizes of an RWKV-6 stack.
+
+    Attributes:
+        head_size: key and value channels of a head; a head's state is head_size x head_size.
+        d_ffn: hidden width of the channel mix.
+        mix_rank: rank of the data-dependent part of the token shift.
+        decay_rank: rank of the data-dependent part of the decay.
+        input_norm: normalise the tokens before the first block, as language models do.
+        eps: epsilon of the layer norms.
+        head_eps: epsilon of the norm of each head's output.
+    """
+
+    head_size: int = 64
+    d_ffn: int = 768
+    mix_rank: int = 32
+    decay_rank: int = 64
+    input_norm: bool = False
+    eps: float = 1e-5
+    head_eps: float = 64e-5
+
+    presets: ClassVar[Mapping[str, Mapping[str, int]]] = {
+        "tiny": {
+            "d_model": 48,
+            "n_layers": 2,
+            "head_size": 16,
+            "d_ffn": 128,
+            "mix_rank": 8,
+            "decay_rank": 8,
+        },
+        "small": {
+            "d_model": 112,
+            "n_layers": 3,
+            "head_size": 28,
+            "d_ffn": 336,
+            "mix_rank": 16,
+            "decay_rank": 32,
+        },
+        "base": {"d_model": 256, "n_layers": 5, "d_ffn": 768},
+        "large": {"d_model": 512, "n_layers": 8, "d_ffn": 1536},
+    }
+
+    def __post_init__(self) -> None:
+        sizes = (self.d_model, self.n_layers, self.head_size, self.d_ffn)
+        self.require(min(*sizes, self.mix_rank, self.decay_rank) >= 1, "sizes must be positive")
+        self.require(self.d_model % self.head_size == 0, "d_model must be a multiple of head_size")
+
+
+class TimeMix(nn.Module):
+    """Mixes tokens over time: r, k, v, gate and decay of each token feed the WKV recurrence."""
+
+    def __init__(self, config: RWKV6Config, index: int) -> None:
+        super().__init__()
+        width, size = config.d_model, config.head_size
+        self.head_size = size
+        self.head_eps = config.head_eps
+        self.mix_input = nn.Parameter(torch.empty(width))
+        self.mix = nn.Parameter(torch.empty(_STREAMS, width))
+        self.mix_down = init_linear(width, _STREAMS * config.mix_rank, std=0.1 * width**-0.5)
+        self.mix_up = nn.Parameter(torch.randn(_STREAMS, config.mix_rank, width) * 0.01)
+        self.decay = nn.Parameter(torch.empty(width))
+        self.decay_down = init_linear(width, config.decay_rank, std=0.1 * width**-0.5)
+        self.decay_up = init_linear(config.decay_rank, width, std=0.01)
+        self.bonus = nn.Parameter(torch.empty(width // size, size))
+        self.receptance = init_linear(width, width)
+        self.key = init_linear(width, width)
+        self.value = init_linear(width, width)
+        self.gate = init_linear(width, width)
+        self.head_weight = nn.Parameter(torch.ones(width))
+        self.head_bias = nn.Parameter(torch.zeros(width))
+        self.output = init_linear(width, width, std=(config.n_layers * width) ** -0.5)
+        _init_time_mix(self, index, config.n_layers)
+
+    def forward(
+        self, x: Tensor, before: Tensor, state: Tensor, lengths: Tensor | None, dt: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mixed tokens [B, T, d_model] and the next state [B, H, K, V]; ``before`` [B, d_model]."""
+        r, k, v, log_decay, gate = self._project(x, _previous(x, before), dt)
+        y, new_state = wkv6(r, k, v, log_decay, self.bonus, state, lengths)
+        return self._read(y, gate), new_state
+
+    def step_(
+        self, x: Tensor, before: Tensor, states: Tensor, slots: Tensor, dt: Tensor | None
+    ) -> Tensor:
+        """One token a row [N, d_model]; the arena rows ``slots`` of ``states`` change in place."""
+        r, k, v, log_decay, gate = self._project(x, before, dt)
+        y = wkv6_step_(r, k, v, log_decay, self.bonus, states, slots)
+        return self._read(y, gate)
+
+    def _project(
+        self, x: Tensor, previous: Tensor, dt: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """r, k, v and log-decay [..., H, head_size] and the gate [..., d_model] of tokens x."""
+        delta = previous - x
+        low = self.mix_down((x + delta * self.mix_input).to(x.dtype)).tanh()
+        low = low.unflatten(-1, (_STREAMS, -1))
+        mix = self.mix + torch.einsum("...sr,srd->...sd", low, self.mix_up.to(low.dtype))
+        mixed = torch.addcmul(x.unsqueeze(-2), delta.unsqueeze(-2), mix.to(x.dtype))
+        x_decay, x_key, x_value, x_receptance, x_gate = mixed.unbind(-2)
+        heads = (-1, self.head_size)
+        r = self.receptance(x_receptance).unflatten(-1, heads)
+        k, v = self.key(x_key).unflatten(-1, heads), self.value(x_value).unflatten(-1, heads)
+        return r, k, v, self._log_decay(x_decay, dt).unflatten(-1, heads), self.gate(x_gate)
+
+    def _log_decay(self, x: Tensor, dt: Tensor | None) -> Tensor:
+        """Logarithm of each channel's decay over the time of the token, in at least fp32."""
+        low = self.decay_up(self.decay_down(x).tanh())
+        log_rate = self.decay.to(state_dtype(self.decay.dtype)) + low
+        rate = log_rate.clamp(max=_MAX_LOG_RATE).exp()
+        if dt is not None:
+            rate = rate * dt.unsqueeze(-1).to(rate.dtype)
+        return -rate.clamp(max=_MAX_DECAY)
+
+    def _read(self, y: Tensor, gate: Tensor) -> Tensor:
+        """Norm of each head, gate and output projection, [..., d_model]."""
+        normed = F.layer_norm(y, y.shape[-1:], eps=self.head_eps).flatten(-2)
+        normed = torch.addcmul(self.head_bias, normed, self.head_weight)
+        return self.output((normed * F.silu(gate)).to(gate.dtype))
+
+
+class ChannelMix(nn.Module):
+    """Gated feed-forward layer with squared ReLU on tokens mixed with their predecessor."""
+
+    def __init__(self, config: RWKV6Config, index: int) -> None:
+        super().__init__()
+        width, hidden = config.d_model, config.d_ffn
+        place = torch.arange(width) / width
+        self.mix_key = nn.Parameter(1 - place ** (1 - index / config.n_layers))
+        self.mix_receptance = nn.Parameter(1 - place ** (1 - index / config.n_layers))
+        self.key = init_linear(width, hidden)
+        self.receptance = init_linear(width, width)
+        self.value = init_linear(hidden, width, std=(config.n_layers * hidden) ** -0.5)
+
+    def forward(self, x: Tensor, previous: Tensor) -> Tensor:
+        """Tokens x [..., d_model], each with the one before it."""
+        delta = previous - x
+        hidden = F.relu(self.key((x + delta * self.mix_key).to(x.dtype))).square()
+        gate = self.receptance((x + delta * self.mix_receptance).to(x.dtype)).sigmoid()
+        return gate * self.value(hidden)
+
+
+class RWKV6Block(Block):
+    """Time mix and channel mix, each behind a layer norm and added to the residual stream.
+
+    State: the normalised last token of each mix ("time_shift", "channel_shift" [d_model]) and the
+    WKV state ("state" [heads, head_size, head_size]).
+    """
+
+    def __init__(self, config: RWKV6Config, index: int) -> None:
+        super().__init__()
+        width = config.d_model
+        first = config.input_norm and index == 0
+        self.input_norm = nn.LayerNorm(width, config.eps) if first else nn.Identity()
+        self.time_norm = nn.LayerNorm(width, config.eps)
+        self.time = TimeMix(config, index)
+        self.channel_norm = nn.LayerNorm(width, config.eps)
+        self.channel = ChannelMix(config, index)
+
+    def state_spec(self) -> StateSpec:
+        heads, size = self.time.bonus.shape
+        dtype = state_dtype(self.time.bonus.dtype)
+        return {
+            "time_shift": ((heads * size,), dtype),
+            "channel_shift": ((heads * size,), dtype),
+            "state": ((heads, size, size), dtype),
+        }
+
+    def forward(
+        self, x: Tensor, state: State | None, lengths: Tensor | None, dt: Tensor | None
+    ) -> tuple[Tensor, State]:
+        if state is None:
+            state = self._fresh(x)
+        dtype = compute_dtype(x)
+        x = self.input_norm(x)
+        normed = self.time_norm(x).to(dtype)
+        time_shift = _last(normed, state["time_shift"], lengths)
+        y, wkv_state = self.time(normed, state["time_shift"], state["state"], lengths, dt)
+        x = x + y
+        normed = self.channel_norm(x).to(dtype)
+        channel_shift = _last(normed, state["channel_shift"], lengths)
+        x = x + self.channel(normed, _previous(normed, state["channel_shift"]))
+        new_state = {"time_shift": time_shift, "channel_shift": channel_shift, "state": wkv_state}
+        return x, new_state
+
+    def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
+        x = self.input_norm(x)
+        normed = self.time_norm(x)
+        before = arena["time_shift"][slots].to(normed.dtype)
+        x = x + self.time.step_(normed, before, arena["state"], slots, dt)
+        remember_(arena["time_shift"], slots, normed)
+        normed = self.channel_norm(x)
+        before = arena["channel_shift"][slots].to(normed.dtype)
+        remember_(arena["channel_shift"], slots, normed)
+        return x + self.channel(normed, before)
+
+    def _fresh(self, x: Tensor) -> State:
+        return {
+            name: torch.zeros(len(x), *shape, dtype=dtype, device=x.device)
+            for name, (shape, dtype) in self.state_spec().items()
+        }
+
+
+class RWKV6(Stack):
+    """A stack of RWKV-6 blocks with a final layer norm."""
+
+    def __init__(self, config: RWKV6Config, *, gradient_checkpointing: bool = False) -> None:
+        blocks = [RWKV6Block(config, index) for index in range(config.n_layers)]
+        norm = nn.LayerNorm(config.d_model, config.eps)
+        super().__init__(
+            config.d_model, blocks, norm, gradient_checkpointing=gradient_checkpointing
+        )
+        self.config = config
+
+
+def _previous(x: Tensor, before: Tensor) -> Tensor:
+    """Each token's predecessor [B, T, D]; ``before`` [B, D] precedes the first."""
+    return torch.cat([before.unsqueeze(1).to(x.dtype), x[:, :-1]], dim=1)
+
+
+def _last(x: Tensor, before: Tensor, lengths: Tensor | None) -> Tensor:
+    """Each row's last valid token, or else ``before``, [B, D] in the latter's dtype."""
+    if lengths is None:
+        return x[:, -1].to(before.dtype)
+    index = (lengths - 1).clamp_min(0)[:, None, None].expand(-1, 1, x.shape[-1])
+    last = x.gather(1, index).squeeze(1).to(before.dtype)
+    return torch.where((lengths > 0).unsqueeze(1), last, before)
+
+
+@torch.no_grad()
+def _init_time_mix(layer: TimeMix, index: int, n_layers: int) -> None:
+    """The authors' initialisation: deeper blocks look back less and keep longer memories.
+
+    Decay rates run from exp(-6) to exp(-1) a token over the channels.
+    """
+    width = layer.decay.shape[0]
+    depth, rest = index / max(n_layers - 1, 1), 1 - index / n_layers
+    place = torch.arange(width) / width
+    spread = torch.arange(width) / max(width - 1, 1)
+    share = 1 - place**rest
+    keen = 1 - place ** (0.5 * rest)
+    layer.mix_input.copy_(share)
+    layer.mix.copy_(torch.stack([share, share, share - 0.3 * depth, keen, keen]))
+    layer.decay.copy_(-6 + 5 * spread ** (0.7 + 1.3 * depth))
+    zigzag = 0.1 * ((torch.arange(width) + 1) % 3 - 1)
+    layer.bonus.copy_((depth * (1 - spread) + zigzag).view_as(layer.bonus))
