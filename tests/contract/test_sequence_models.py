@@ -10,6 +10,9 @@ from torch import Tensor
 
 from kssm.errors import InvalidInputError
 from kssm.models import KSSM, KSSMConfig, SequenceModel, State
+from kssm.models.mamba import Mamba, MambaConfig
+from kssm.models.mamba2 import Mamba2, Mamba2Config
+from kssm.models.s4d import S4D, S4DConfig
 
 ROWS, LENGTH = 3, 23
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -24,7 +27,31 @@ def kssm_without_mlp() -> SequenceModel:
     return KSSM(KSSMConfig(d_model=16, n_layers=2, d_inner=24, d_mlp=0, rank=3, group_size=8))
 
 
-@pytest.fixture(params=[kssm_model, kssm_without_mlp])
+def mamba_model() -> SequenceModel:
+    return Mamba(MambaConfig(d_model=16, n_layers=2, d_inner=24, d_state=5, rank=3))
+
+
+def mamba2_model() -> SequenceModel:
+    sizes = Mamba2Config(d_model=16, n_layers=2, d_inner=24, head_dim=6, d_state=5, groups=2)
+    return Mamba2(sizes)
+
+
+def s4d_model() -> SequenceModel:
+    return S4D(S4DConfig(d_model=16, n_layers=2, d_state=5, d_mlp=16))
+
+
+def s4d_bilinear() -> SequenceModel:
+    config = S4DConfig(d_model=16, n_layers=2, d_state=5, d_mlp=0, discretization="bilinear")
+    return S4D(config)
+
+
+BUILDERS: list[Callable[[], SequenceModel]] = [
+    *(kssm_model, kssm_without_mlp),
+    *(mamba_model, mamba2_model, s4d_model, s4d_bilinear),
+]
+
+
+@pytest.fixture(params=BUILDERS)
 def build(request: pytest.FixtureRequest) -> Callable[[], SequenceModel]:
     return request.param
 
@@ -241,13 +268,14 @@ def test_gradients_reach_every_parameter_and_the_state(
         assert entry.grad.abs().max() > 0, name
 
 
-def test_gradient_checkpointing_changes_no_gradient() -> None:
-    config = KSSMConfig(d_model=16, n_layers=2, d_inner=24, d_mlp=16, rank=3, group_size=8)
+def test_gradient_checkpointing_changes_no_gradient(build: Callable[[], SequenceModel]) -> None:
     gradients: list[list[Tensor]] = []
     for enabled in (False, True):
         torch.manual_seed(0)
-        model = KSSM(config, gradient_checkpointing=enabled)
-        x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1))
+        model = build()
+        assert model.gradient_checkpointing is False
+        model.gradient_checkpointing = enabled
+        x = torch.randn(2, 9, model.d_model, generator=torch.Generator().manual_seed(1))
         model(x)[0].square().sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True))

@@ -1,4 +1,4 @@
-"""A real first-order linear recurrence, vectorised over the sequence in plain PyTorch."""
+"""A first-order linear recurrence, vectorised over the sequence in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def linear_scan(decay: Tensor, value: Tensor, initial: Tensor | None = None) -> 
     """h_t = decay_t h_{t-1} + value_t along dim 1.
 
     Args:
-        decay, value: [B, T, ...], broadcastable against each other, the same floating dtype.
+        decay, value: [B, T, ...], broadcastable against each other, the same floating or
+            complex dtype.
         initial: [B, ...], h before the first token; None = zeros.
 
     Returns:
@@ -48,12 +49,13 @@ def _check(decay: Tensor, value: Tensor, initial: Tensor | None) -> None:
     given = (decay, value) if initial is None else (decay, value, initial)
     if value.dim() < 2 or decay.dim() != value.dim() or 0 in value.shape:
         raise InvalidInputError("decay and value must be [B, T, ...]", code="wrong_shape")
-    if any(t.dtype != value.dtype for t in given) or not value.is_floating_point():
+    numeric = value.is_floating_point() or value.is_complex()
+    if any(t.dtype != value.dtype for t in given) or not numeric:
         raise InvalidInputError("decay, value, initial need one dtype", code="wrong_dtype")
 
 
 class _LinearScan(torch.autograd.Function):
-    """The adjoint is the same recurrence backwards: G_t = dh_t + decay_{t+1} G_{t+1}."""
+    """The adjoint is the same recurrence backwards: G_t = dh_t + conj(decay_{t+1}) G_{t+1}."""
 
     @staticmethod
     def forward(ctx: Any, decay: Tensor, value: Tensor, initial: Tensor) -> Tensor:
@@ -66,10 +68,10 @@ class _LinearScan(torch.autograd.Function):
         decay, states, initial = ctx.saved_tensors
         source = gradients[0].flip(1)
         following = torch.zeros_like(decay)
-        following[:, :-1] = decay[:, 1:]
+        following[:, :-1] = decay[:, 1:].conj()
         adjoint = _scan(following.flip(1), source, torch.zeros_like(initial)).flip(1)
-        previous = torch.cat([initial[:, None], states[:, :-1]], dim=1)
-        return adjoint * previous, adjoint, adjoint[:, 0] * decay[:, 0]
+        previous = torch.cat([initial[:, None], states[:, :-1]], dim=1).conj()
+        return adjoint * previous, adjoint, adjoint[:, 0] * decay[:, 0].conj()
 
 
 def _scan(decay: Tensor, value: Tensor, initial: Tensor) -> Tensor:

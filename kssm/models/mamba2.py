@@ -1,0 +1,155 @@
+"""Mamba-2: heads with one decay each, computed as chunked matrix products.
+
+Source: Dao and Gu, "Transformers are SSMs: Generalized Models and Efficient Algorithms Through
+Structured State Space Duality", 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kssm.models.base import State, StateSpec
+from kssm.models.layers import CausalConv, RMSNorm, init_linear
+from kssm.models.selective import log_uniform_step_bias, token_steps
+from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, remember_, state_dtype
+from kssm.ops.ssd import ssd_scan, ssd_step
+
+
+@dataclass(frozen=True)
+class Mamba2Config(StackConfig):
+    """Sizes of a Mamba-2 stack.
+
+    Attributes:
+        d_inner: channels of the recurrence.
+        head_dim: channels a head (P).
+        d_state: states a channel (N).
+        groups: groups of heads that share B and C.
+        conv_width: taps of the causal convolution over x, B and C.
+        norm_groups: groups of channels that the gated norm treats apart.
+        norm_eps: epsilon of the RMS norms.
+    """
+
+    d_model: int = 256
+    n_layers: int = 10
+    d_inner: int = 512
+    head_dim: int = 64
+    d_state: int = 64
+    groups: int = 1
+    conv_width: int = 4
+    norm_groups: int = 1
+    norm_eps: float = 1e-5
+
+    presets: ClassVar[Mapping[str, Mapping[str, int]]] = {
+        "tiny": {"d_model": 64, "n_layers": 2, "d_inner": 128, "head_dim": 32, "d_state": 32},
+        "small": {"d_model": 128, "n_layers": 5, "d_inner": 256, "head_dim": 32},
+        "base": {"d_model": 256, "n_layers": 10, "d_inner": 512},
+        "large": {"d_model": 512, "n_layers": 16, "d_inner": 1024, "d_state": 128},
+    }
+
+    def __post_init__(self) -> None:
+        sizes = (self.d_model, self.n_layers, self.d_inner, self.head_dim, self.d_state)
+        self.require(min(*sizes, self.groups, self.norm_groups) >= 1, "sizes must be positive")
+        self.require(self.conv_width >= 2, "conv_width must be at least 2")
+        self.require(self.d_inner % self.head_dim == 0, "d_inner must be a multiple of head_dim")
+        self.require(self.heads % self.groups == 0, "the heads must divide into groups")
+        self.require(self.d_inner % self.norm_groups == 0, "norm_groups must divide d_inner")
+
+    @property
+    def heads(self) -> int:
+        return self.d_inner // self.head_dim
+
+
+class Mamba2Block(Block):
+    """RMSNorm -> (gate, xBC, dt) -> causal conv -> SSD -> gated norm -> projection."""
+
+    def __init__(self, config: Mamba2Config) -> None:
+        super().__init__()
+        inner, heads = config.d_inner, config.heads
+        self.config = config
+        self.filtered = inner + 2 * config.groups * config.d_state
+        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
+        self.in_proj = init_linear(config.d_model, inner + self.filtered + heads)
+        self.conv = CausalConv(self.filtered, config.conv_width)
+        self.dt_bias = nn.Parameter(log_uniform_step_bias(heads))
+        self.a_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+        self.skip = nn.Parameter(torch.ones(heads))
+        self.out_norm = RMSNorm(inner, inner // config.norm_groups, config.norm_eps)
+        self.out_proj = init_linear(inner, config.d_model, (config.n_layers * inner) ** -0.5)
+
+    def state_spec(self) -> StateSpec:
+        config, dtype = self.config, state_dtype(self.a_log.dtype)
+        return {
+            "window": ((config.conv_width - 1, self.filtered), dtype),
+            "state": ((config.heads, config.head_dim, config.d_state), dtype),
+        }
+
+    def forward(
+        self, x: Tensor, state: State | None, lengths: Tensor | None, dt: Tensor | None
+    ) -> tuple[Tensor, State]:
+        wide = state_dtype(self.a_log.dtype)
+        gate, inputs, step = self._split(x)
+        filtered, padded = self.conv(inputs, None if state is None else state["window"])
+        heads, b, c = self._selection(filtered)
+        step = token_steps(step, dt, lengths)
+        if state is None:
+            before = heads.new_zeros(len(x), *heads.shape[2:], self.config.d_state)
+        else:
+            before = state["state"].to(wide)
+        y, after = ssd_scan(heads, step, self._a(), b, c, before)
+        window = self.conv.last_window(padded, lengths).to(wide)
+        return self._join(x, y, heads, gate), {"window": window, "state": after}
+
+    def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
+        gate, inputs, step = self._split(x)
+        heads, b, c = self._selection(self.conv.step_(inputs, arena["window"], slots))
+        if dt is not None:
+            step = step * dt.unsqueeze(-1).to(step.dtype)
+        y, after = ssd_step(heads, step, self._a(), b, c, arena["state"][slots])
+        remember_(arena["state"], slots, after)
+        return self._join(x, y, heads, gate)
+
+    def _a(self) -> Tensor:
+        return -torch.exp(self.a_log.to(state_dtype(self.a_log.dtype)))
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gate [..., d_inner], what enters the convolution, and the steps [..., heads]."""
+        config = self.config
+        projected = self.in_proj(self.norm(x).to(compute_dtype(x)))
+        sizes = [config.d_inner, self.filtered, config.heads]
+        gate, inputs, step = projected.split(sizes, dim=-1)
+        return gate, inputs, F.softplus(step.to(state_dtype(self.a_log.dtype)) + self.dt_bias)
+
+    def _selection(self, filtered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [..., heads, head_dim], B and C [..., groups, d_state] in the state's dtype."""
+        config = self.config
+        active = F.silu(filtered).to(state_dtype(self.a_log.dtype))
+        shared = config.groups * config.d_state
+        x, b, c = active.split([config.d_inner, shared, shared], dim=-1)
+        x = x.unflatten(-1, (config.heads, config.head_dim))
+        shape = (config.groups, config.d_state)
+        return x, b.unflatten(-1, shape), c.unflatten(-1, shape)
+
+    def _join(self, x: Tensor, y: Tensor, heads: Tensor, gate: Tensor) -> Tensor:
+        """Skip, gated norm and projection around the residual stream."""
+        mixed = (y + self.skip.unsqueeze(-1) * heads).flatten(-2)
+        normed = self.out_norm(mixed * F.silu(gate.to(mixed.dtype)))
+        return x + self.out_proj(normed.to(compute_dtype(x)))
+
+
+class Mamba2(Stack):
+    """A stack of Mamba-2 blocks with a final norm."""
+
+    def __init__(self, config: Mamba2Config, *, gradient_checkpointing: bool = False) -> None:
+        super().__init__(
+            config.d_model,
+            [Mamba2Block(config) for _ in range(config.n_layers)],
+            RMSNorm(config.d_model, eps=config.norm_eps),
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        self.config = config
