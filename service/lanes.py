@@ -78,6 +78,13 @@ class Lane:
         """
         if len(self._waiting) >= self._limit:
             return failed(CapacityError("too many messages of this session wait"))
+        return self._enqueue(start)
+
+    def barrier(self) -> asyncio.Future[None]:
+        """Done when the jobs accepted so far are; never refused."""
+        return self._enqueue(lambda: at_once(None))
+
+    def _enqueue(self, start: Callable[[], Started[T]]) -> asyncio.Future[T]:
         outer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append((start, outer))
         if not self._running:

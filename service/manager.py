@@ -47,6 +47,7 @@ class SessionManager:
         self._store = store
         self._residency = Residency(engine, store, state_key, settings.max_in_flight)
         self._sessions = 0
+        self._creations: set[asyncio.Task[Status]] = set()
         self._draining = False
 
     @property
@@ -66,7 +67,10 @@ class SessionManager:
         """
         if self._draining:
             return failed(draining())
-        return asyncio.ensure_future(self._create(tenant, request))
+        creation = asyncio.create_task(self._create(tenant, request))
+        self._creations.add(creation)
+        creation.add_done_callback(self._creations.discard)
+        return creation
 
     def append(
         self, tenant: str, session_id: str, frame: Frame, attachment: int | None = None
@@ -175,6 +179,7 @@ class SessionManager:
 
     async def settle(self) -> None:
         """Wait for the calls accepted so far."""
+        await asyncio.gather(*self._creations, return_exceptions=True)
         await self._residency.settle()
 
     async def flush(self) -> None:

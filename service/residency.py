@@ -133,7 +133,7 @@ class Residency:
     async def settle(self) -> None:
         """Wait until no lane has work left."""
         while busy := [entry for entry in self._entries.values() if entry.lane.busy]:
-            await asyncio.gather(*(entry.lane.run(lambda: in_task(_nothing())) for entry in busy))
+            await asyncio.gather(*(entry.lane.barrier() for entry in busy))
 
     async def flush(self) -> None:
         """Write every session that changed since it was last written."""
@@ -198,7 +198,3 @@ class Residency:
         session = live.session
         body = encode_session(session)
         return Record(session.tenant, session.id, body, await self.export(live, {}))
-
-
-async def _nothing() -> None:
-    """The job that only waits for its turn."""

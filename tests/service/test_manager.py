@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -193,6 +195,31 @@ async def test_too_many_waiting_messages_are_refused(manager, engine, settings):
     engine.let_go()
     assert await code_of(replies.pop()) == "overloaded"
     assert [total(await reply) for reply in replies] == [n + 1.0 for n in range(count - 1)]
+
+
+async def test_settling_waits_for_a_crowded_session(manager, engine, settings):
+    session = await create(manager)
+    engine.hold()
+    count = settings.max_in_flight + 1
+    replies = [manager.append("t", session, frame(seq)) for seq in range(count)]
+    settled = asyncio.ensure_future(manager.settle())
+    await asyncio.sleep(0)
+    assert not settled.done()
+    engine.let_go()
+    await settled
+    assert [reply.result().seq for reply in replies] == list(range(count))
+
+
+async def test_settling_waits_for_sessions_that_are_being_made(manager, engine):
+    engine.hold()
+    creation = manager.create("t", SessionCreate(prompt=[[2.0]]))
+    settled = asyncio.ensure_future(manager.settle())
+    await until(lambda: engine.held > 0)
+    manager.refuse()
+    assert not settled.done()
+    engine.let_go()
+    await settled
+    assert creation.result().id in {name for _, name in manager._residency._entries}
 
 
 async def test_a_long_prompt_goes_in_pieces(manager, monkeypatch):
