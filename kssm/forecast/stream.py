@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from kssm.errors import InvalidInputError
 from kssm.forecast.anomaly import score_from_tail
 from kssm.forecast.forecaster import SignalForecaster
+from kssm.forecast.gaps import bridge
 
 
 class Stream:
@@ -29,7 +30,8 @@ class Stream:
 
         Args:
             values: [channels], or a number for a single channel.
-            dt: time since the previous sample in nominal intervals.
+            dt: time since the previous sample in nominal intervals; longer gaps are bridged with
+                missing samples (``gaps``).
 
         Raises:
             InvalidInputError: ``wrong_shape``, ``non_finite_value``, ``invalid_timestamps``.
@@ -41,11 +43,16 @@ class Stream:
             raise InvalidInputError("a sample must be finite or NaN", code="non_finite_value")
         if not 0 < dt < float("inf"):
             raise InvalidInputError("dt must be positive and finite", code="invalid_timestamps")
+        tail = np.full(self.channels, np.nan)
+        for token, step in zip(*bridge(sample[None], np.array([dt])), strict=True):
+            tail = self._step(token, step)
+        return score_from_tail(tail)
+
+    def _step(self, token: NDArray[np.float64], step: float) -> NDArray[np.float64]:
         device = self._model.device
-        steps = torch.full((self.channels,), dt, dtype=torch.float64, device=device)
-        x = torch.from_numpy(sample).to(device)
-        out = self._model.step_(x, self._arena, self._slots, steps)
-        return score_from_tail(out.tail.cpu().numpy())
+        steps = torch.full((self.channels,), step, dtype=torch.float64, device=device)
+        x = torch.from_numpy(token).to(device)
+        return self._model.step_(x, self._arena, self._slots, steps).tail.cpu().numpy()
 
     def forecast(
         self, horizon: int = 24, levels: Sequence[float] = (0.1, 0.5, 0.9)

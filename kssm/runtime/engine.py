@@ -207,7 +207,7 @@ class Engine:
         """Consume samples [samples, channels] (NaN = missing) and forecast what follows.
 
         ``dt`` [samples] is the time since the previous sample in sample intervals (None = 1
-        each); longer gaps than 4 are bridged with missing samples.
+        each); gaps are bridged with missing samples.
         """
         asked = (horizon, levels) if want_forecast else None
         return self._submit(lambda: self._requests.append(self._session(key), values, dt, asked))

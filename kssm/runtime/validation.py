@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kssm.errors import InvalidInputError
+from kssm.forecast.gaps import bridge, tokens_per_sample
 from kssm.runtime.contract import Floats
-from kssm.runtime.gaps import bridge, tokens_per_sample
 
 MAX_MAGNITUDE = 1e30
 MAX_LEVELS = 256

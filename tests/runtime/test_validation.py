@@ -107,8 +107,8 @@ def test_tokens_are_bounded_before_they_are_made() -> None:
 
     assert tokens(1000, 1.0) == 1000
     assert tokens(500, 1.0, channels=2) == 500
-    assert tokens(10, 400.0) == 1000
-    for samples, gap, channels in [(1001, 1.0, 1), (501, 1.0, 2), (10, 401.0, 1), (1, 1e12, 1)]:
+    assert tokens(10, 100.0) == 1000
+    for samples, gap, channels in [(1001, 1.0, 1), (501, 1.0, 2), (10, 101.0, 1), (1, 1e12, 1)]:
         with pytest.raises(InvalidInputError) as refused:
             tokens(samples, gap, channels)
         assert refused.value.code == "message_too_large"
