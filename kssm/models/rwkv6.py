@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from kssm.models.base import State, StateSpec
 from kssm.models.layers import init_linear
 from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, remember_, state_dtype
+from kssm.models.tokens import last_valid, previous_tokens
 from kssm.ops.wkv6 import wkv6, wkv6_step_
 
 _STREAMS = 5
@@ -75,6 +76,13 @@ class RWKV6Config(StackConfig):
         self.require(self.d_model % self.head_size == 0, "d_model must be a multiple of head_size")
 
 
+class LayerNorm(nn.LayerNorm):
+    """A layer norm that stays finite for every finite token: entries are cut at +-1e15."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name nn.LayerNorm gave it)
+        return super().forward(input.clamp(-1e15, 1e15))
+
+
 class TimeMix(nn.Module):
     """Mixes tokens over time: r, k, v, gate and decay of each token feed the WKV recurrence."""
 
@@ -104,7 +112,7 @@ class TimeMix(nn.Module):
         self, x: Tensor, before: Tensor, state: Tensor, lengths: Tensor | None, dt: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Mixed tokens [B, T, d_model] and the next state [B, H, K, V]; ``before`` [B, d_model]."""
-        r, k, v, log_decay, gate = self._project(x, _previous(x, before), dt)
+        r, k, v, log_decay, gate = self._project(x, previous_tokens(x, before), dt)
         y, new_state = wkv6(r, k, v, log_decay, self.bonus, state, lengths)
         return self._read(y, gate), new_state
 
@@ -179,10 +187,10 @@ class RWKV6Block(Block):
         super().__init__()
         width = config.d_model
         first = config.input_norm and index == 0
-        self.input_norm = nn.LayerNorm(width, config.eps) if first else nn.Identity()
-        self.time_norm = nn.LayerNorm(width, config.eps)
+        self.input_norm = LayerNorm(width, config.eps) if first else nn.Identity()
+        self.time_norm = LayerNorm(width, config.eps)
         self.time = TimeMix(config, index)
-        self.channel_norm = nn.LayerNorm(width, config.eps)
+        self.channel_norm = LayerNorm(width, config.eps)
         self.channel = ChannelMix(config, index)
 
     def state_spec(self) -> StateSpec:
@@ -202,12 +210,12 @@ class RWKV6Block(Block):
         dtype = compute_dtype(x)
         x = self.input_norm(x)
         normed = self.time_norm(x).to(dtype)
-        time_shift = _last(normed, state["time_shift"], lengths)
+        time_shift = last_valid(normed, state["time_shift"], lengths)
         y, wkv_state = self.time(normed, state["time_shift"], state["state"], lengths, dt)
         x = x + y
         normed = self.channel_norm(x).to(dtype)
-        channel_shift = _last(normed, state["channel_shift"], lengths)
-        x = x + self.channel(normed, _previous(normed, state["channel_shift"]))
+        channel_shift = last_valid(normed, state["channel_shift"], lengths)
+        x = x + self.channel(normed, previous_tokens(normed, state["channel_shift"]))
         new_state = {"time_shift": time_shift, "channel_shift": channel_shift, "state": wkv_state}
         return x, new_state
 
@@ -234,25 +242,11 @@ class RWKV6(Stack):
 
     def __init__(self, config: RWKV6Config, *, gradient_checkpointing: bool = False) -> None:
         blocks = [RWKV6Block(config, index) for index in range(config.n_layers)]
-        norm = nn.LayerNorm(config.d_model, config.eps)
+        norm = LayerNorm(config.d_model, config.eps)
         super().__init__(
             config.d_model, blocks, norm, gradient_checkpointing=gradient_checkpointing
         )
         self.config = config
-
-
-def _previous(x: Tensor, before: Tensor) -> Tensor:
-    """Each token's predecessor [B, T, D]; ``before`` [B, D] precedes the first."""
-    return torch.cat([before.unsqueeze(1).to(x.dtype), x[:, :-1]], dim=1)
-
-
-def _last(x: Tensor, before: Tensor, lengths: Tensor | None) -> Tensor:
-    """Each row's last valid token, or else ``before``, [B, D] in the latter's dtype."""
-    if lengths is None:
-        return x[:, -1].to(before.dtype)
-    index = (lengths - 1).clamp_min(0)[:, None, None].expand(-1, 1, x.shape[-1])
-    last = x.gather(1, index).squeeze(1).to(before.dtype)
-    return torch.where((lengths > 0).unsqueeze(1), last, before)
 
 
 @torch.no_grad()

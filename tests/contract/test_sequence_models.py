@@ -12,7 +12,9 @@ from kssm.errors import InvalidInputError
 from kssm.models import KSSM, KSSMConfig, SequenceModel, State
 from kssm.models.mamba import Mamba, MambaConfig
 from kssm.models.mamba2 import Mamba2, Mamba2Config
+from kssm.models.rwkv6 import RWKV6, RWKV6Config
 from kssm.models.s4d import S4D, S4DConfig
+from kssm.models.transformer import Transformer, TransformerConfig
 
 ROWS, LENGTH = 3, 23
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -45,9 +47,22 @@ def s4d_bilinear() -> SequenceModel:
     return S4D(config)
 
 
+def rwkv6_model() -> SequenceModel:
+    config = RWKV6Config(d_model=16, n_layers=2, head_size=4, d_ffn=24, mix_rank=3, decay_rank=3)
+    return RWKV6(config)
+
+
+def transformer_model() -> SequenceModel:
+    config = TransformerConfig(
+        d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_size=6, d_mlp=24, window=10
+    )
+    return Transformer(config)
+
+
 BUILDERS: list[Callable[[], SequenceModel]] = [
     *(kssm_model, kssm_without_mlp),
     *(mamba_model, mamba2_model, s4d_model, s4d_bilinear),
+    *(rwkv6_model, transformer_model),
 ]
 
 
@@ -152,7 +167,7 @@ def test_forward_leaves_the_given_state_alone(model: SequenceModel, x: Tensor) -
 def test_causality(model: SequenceModel, x: Tensor) -> None:
     y, _ = model(x)
     changed = x.clone()
-    changed[:, 15:] += 1e3
+    changed[:, 15:, ::2] += 1e3  # not all channels alike, which a layer norm would take out
     other, _ = model(changed)
     assert torch.equal(other[:, :15], y[:, :15])
     assert not torch.allclose(other[:, 15:], y[:, 15:])
