@@ -49,7 +49,7 @@ class StepCall(NamedTuple):
 
 
 class PrefillCall(NamedTuple):
-    """Many samples a row: values, dt and tail [B, T], lengths [B], forecasts [B, T / every, ...]."""
+    """Many samples a row: values, dt, tail [B, T]; lengths [B]; forecasts [B, T / every, K, 9]."""
 
     library: Library
     weights: Weights

@@ -11,7 +11,7 @@
 #include "block.h"
 #include "signal.h"
 
-#define TILE 64
+#define TILE 48
 
 /* Pointers to [rows, ...] contiguous entries. */
 typedef struct {
