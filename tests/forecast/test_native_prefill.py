@@ -15,12 +15,10 @@ from kssm.forecast.native import NativeModel, library
 from kssm.forecast.native.calls import PrefillCall
 from kssm.forecast.testing import tiny_forecaster
 from kssm.models import State
-from tests.forecast.test_native_step import (
+from tests.forecast.support import (
     CONFIGS,
     assert_close,
-    compiled,  # noqa: F401 (a fixture)
     hostile,
-    model,  # noqa: F401 (a fixture)
     needs_native,
     same_bits,
     shaken,
@@ -31,6 +29,11 @@ pytestmark = needs_native
 
 SETTINGS = settings(max_examples=25, deadline=None)
 ROWS, TOKENS = 6, 130  # several tiles a row, and tiles that hold the ends of rows
+
+
+@pytest.fixture
+def model(compiled: library.Library) -> SignalForecaster:
+    return with_library(tiny_forecaster(), compiled)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def assert_same(actual: State, expected: State) -> None:
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_gives_the_bits_of_steps(
-    compiled: library.Library,  # noqa: F811
+    compiled: library.Library,
     name: str,
     ragged: bool,
     timed: bool,
@@ -104,7 +107,7 @@ def test_cuts_and_neighbours_do_not_matter(
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_equals_torch(compiled: library.Library, name: str) -> None:  # noqa: F811
+def test_equals_torch(compiled: library.Library, name: str) -> None:
     config, rows, tokens = CONFIGS[name]
     model = with_library(shaken(config), compiled)
     values, dt = signals(rows, tokens)
@@ -138,7 +141,7 @@ def test_does_not_share_memory_with_the_given_state(tiny: SignalForecaster) -> N
 
 @pytest.mark.parametrize("reads", [1, 2, 5])
 @torch.inference_mode()
-def test_rolls_out_as_steps_do(model: SignalForecaster, reads: int) -> None:  # noqa: F811
+def test_rolls_out_as_steps_do(model: SignalForecaster, reads: int) -> None:
     values, _ = signals()
     state = model.prefill(values, model.initial_state(ROWS)).state
     before = {name: entry.clone() for name, entry in state.items()}
@@ -171,18 +174,19 @@ def test_threads_give_the_same_bits(
     tiny: SignalForecaster, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values, dt = signals()
+    ranges: list[range] = []
+    advance = PrefillCall._advance
+
+    def noted(call: PrefillCall, rows: range) -> None:
+        ranges.append(rows)
+        advance(call, rows)
+
+    monkeypatch.setattr(PrefillCall, "_advance", noted)
     for lengths in (None, torch.tensor([0, TOKENS, 1, 0, 60, 0]), torch.zeros(ROWS).int()):
         alone = tiny.prefill(values, tiny.initial_state(ROWS), lengths, dt)
-        ranges: list[range] = []
-        advance = PrefillCall._advance
-
-        def noted(call: PrefillCall, rows: range, ranges: list[range] = ranges) -> None:
-            ranges.append(rows)
-            advance(call, rows)
-
+        ranges.clear()
         with monkeypatch.context() as patch:
             patch.setattr(torch, "get_num_threads", lambda: threads)
-            patch.setattr(PrefillCall, "_advance", noted)
             shared = tiny.prefill(values, tiny.initial_state(ROWS), lengths, dt)
         taken = [row for rows in ranges for row in rows]
         assert len(taken) == len(set(taken))
@@ -192,7 +196,7 @@ def test_threads_give_the_same_bits(
             assert len(ranges) == min(threads, ROWS)
 
 
-def test_a_corrupt_row_shows_it_and_harms_no_other(model: SignalForecaster) -> None:  # noqa: F811
+def test_a_corrupt_row_shows_it_and_harms_no_other(model: SignalForecaster) -> None:
     values, _ = signals()
     values = values.nan_to_num(1.0, 1.0, 1.0)
     start = model.prefill(values, model.initial_state(ROWS)).state

@@ -11,79 +11,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from kssm.forecast import ForecasterConfig, SignalForecaster
 from kssm.forecast.native import NativeModel, build, library
 from kssm.forecast.stream import Stream
 from kssm.forecast.testing import tiny_forecaster
-from kssm.models import KSSMConfig, State
-
-needs_native = pytest.mark.skipif(
-    library._variant() is None or build.compiler() is None,
-    reason="no variant for this processor, or no compiler",
+from kssm.models import State
+from tests.forecast.support import (
+    CONFIGS,
+    assert_close,
+    hostile,
+    needs_native,
+    same_bits,
+    shaken,
+    with_library,
 )
+
 pytestmark = needs_native
-
-RELATIVE = 1e-5
-
-
-@pytest.fixture(scope="module", params=["best", "avx2"])
-def compiled(request: pytest.FixtureRequest, tmp_path_factory) -> library.Library:
-    """The library of this processor, and the smaller instruction set's where there are two."""
-    best = library.load()
-    assert best is not None
-    if request.param == "best":
-        return best
-    if library._variant() != "avx512":
-        pytest.skip("there is only one variant for this processor")
-    return library.Library(build.compile_variant("avx2", tmp_path_factory.mktemp("native")))
 
 
 @pytest.fixture
 def model(compiled: library.Library) -> SignalForecaster:
     return with_library(tiny_forecaster(), compiled)
-
-
-def with_library(model: SignalForecaster, compiled: library.Library | None) -> SignalForecaster:
-    model.native = NativeModel(lambda: compiled)
-    return model
-
-
-def shaken(config: ForecasterConfig) -> SignalForecaster:
-    """A model none of whose weights has a special value, as after training."""
-    torch.manual_seed(3)
-    model = SignalForecaster(config).eval().requires_grad_(False)
-    for weight in model.parameters():
-        weight.add_(0.05 * torch.randn_like(weight))
-    return model
-
-
-def hostile(rows: int, steps: int) -> tuple[Tensor, Tensor]:
-    """Values and dt [steps, rows]: walks of many magnitudes, spikes, jumps, constants, gaps."""
-    generator = np.random.default_rng(0)
-    values = generator.standard_normal((steps, rows)).cumsum(0)
-    values *= 10.0 ** generator.integers(-12, 12, rows)
-    values[generator.random(values.shape) < 0.02] *= 1e6
-    values[generator.random(values.shape) < 0.1] = np.nan
-    values[:, 0] = 5.0
-    values[:, 1] = 1e9 + 1e-3 * np.arange(steps)
-    values[:, 2] = np.where(np.arange(steps) % 7 < 3, 9e29, -9e29)
-    values[: steps // 2, 3] = np.nan
-    values[::5, 4] = np.inf
-    dt = generator.choice([0.01, 0.5, 1.0, 1.5, 2.5, 4.0, 100.0], values.shape)
-    return torch.from_numpy(values), torch.from_numpy(dt)
-
-
-def assert_close(actual: State, expected: State, rows: Tensor) -> None:
-    """Every entry of each row within 1e-5 of the row's largest number of its kind."""
-    for name, entry in expected.items():
-        ours, theirs = actual[name][rows], entry[rows]
-        if name == "scaler":
-            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0, equal_nan=True)
-            continue
-        scale = theirs.abs().flatten(1).amax(1).reshape(-1, *[1] * (theirs.dim() - 1))
-        assert ((ours - theirs).abs() <= RELATIVE * scale + 1e-12).all(), name
 
 
 def compare(model: SignalForecaster, rows: int, steps: int) -> None:
@@ -108,33 +57,6 @@ def compare(model: SignalForecaster, rows: int, steps: int) -> None:
         if t % 10 == 0:
             assert_close(ours, theirs, slots)
     assert_close(ours, theirs, slots)
-
-
-CONFIGS = {
-    "default": (ForecasterConfig(), 5, 40),
-    "odd": (
-        ForecasterConfig(
-            KSSMConfig(
-                d_model=20, n_layers=3, d_inner=21, d_mlp=0, rank=3, group_size=7, conv_width=3
-            ),
-            head_horizon=5,
-            head_hidden=18,
-        ),
-        9,
-        300,
-    ),
-    "two taps": (
-        ForecasterConfig(
-            KSSMConfig(
-                d_model=33, n_layers=1, d_inner=40, d_mlp=17, rank=5, group_size=40, conv_width=2
-            ),
-            head_horizon=4,
-            head_hidden=8,
-        ),
-        6,
-        100,
-    ),
-}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -217,10 +139,6 @@ def test_a_corrupt_row_keeps_its_state_and_harms_no_other(model: SignalForecaste
             if name != "forecast":
                 assert same_bits(corrupt[key][3], before[key][3])
         assert out.healthy.tolist() == [name == "forecast", True, True]
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.numpy().tobytes() == b.numpy().tobytes()
 
 
 def step_both(model: SignalForecaster) -> tuple[State, State]:

@@ -98,7 +98,7 @@ class NativeModel:
         return new, tail
 
     def roll_out(self, model: SignalForecaster, state: State, reads: int) -> Tensor | None:
-        """Normalised quantiles [B, reads K, 9], read after every K missing samples (K: head_horizon)."""
+        """Normalised quantiles [B, reads K, 9], read after each K missing samples."""
         found = self._usable(model)
         new = copied(found[1], state) if found else None
         if found is None or new is None:
