@@ -94,20 +94,12 @@ class Service:
 
 def build_engine(settings: Settings) -> Engine:
     """The engine for the settings' model and device, not started. Raises ``KSSMError``."""
+    from kssm.device import resolve_device
     from kssm.forecast import pretrained
 
     device = resolve_device(settings.device)
     forecaster = pretrained.load(settings.model, device=device)
     return Engine(forecaster, EngineConfig(max_rows=settings.max_rows), device)
-
-
-def resolve_device(name: str) -> str:
-    """``auto`` is the GPU if there is one."""
-    import torch
-
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def model_name(settings: Settings) -> str:

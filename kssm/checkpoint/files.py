@@ -34,8 +34,11 @@ def save_checkpoint(
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     tensors = {name: _for_disk(tensor, half) for name, tensor in weights.items()}
-    save_file(tensors, path / WEIGHTS_FILE)
-    (path / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    weights_file, config_file = path / WEIGHTS_FILE, path / CONFIG_FILE
+    save_file(tensors, weights_file)
+    config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    # safetensors makes files that only their owner can read; a model is to be served by others.
+    weights_file.chmod(config_file.stat().st_mode)
 
 
 def _for_disk(tensor: Tensor, half: bool) -> Tensor:

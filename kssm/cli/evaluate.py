@@ -13,7 +13,7 @@ def evaluate(
     tasks: Annotated[Path, typer.Option(help="folder of task files NAME.npz")],
     output: Annotated[Path, typer.Option(help="folder for the forecasts NAME.npz")],
     model: Annotated[str, typer.Option(help="checkpoint name or folder")] = "kssm-signal-base",
-    device: Annotated[str, typer.Option(help="torch device")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "cpu",
     context_length: Annotated[
         int, typer.Option(help="read so many samples before the first window, 0 = all")
     ] = 4096,
@@ -24,6 +24,7 @@ def evaluate(
     from rich.progress import track
     from rich.table import Table
 
+    from kssm.device import resolve_device
     from kssm.errors import InvalidInputError
     from kssm.forecast import pretrained
     from kssm.training.evaluation import forecast_task, load_task, score
@@ -32,7 +33,7 @@ def evaluate(
     files = sorted(tasks.glob("*.npz"))
     if not files:
         raise InvalidInputError(f"{tasks} holds no task files (*.npz)", code="invalid_task")
-    forecaster = pretrained.load(model, device)
+    forecaster = pretrained.load(model, resolve_device(device))
     output.mkdir(parents=True, exist_ok=True)
     table = Table("task", "windows", "MASE", "weighted quantile loss", "80% coverage")
     for file in track(files, "forecasting", console=console):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def test_half_precision_halves_matrices_only(tmp_path: Path) -> None:
     loaded = pretrained.load(tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.allclose(loaded.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)
+
+
+def test_the_umask_rules_who_may_read(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        pretrained.save(tiny_forecaster(), tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
 
 
 def test_every_problem_is_named_in_one_error(tmp_path: Path) -> None:

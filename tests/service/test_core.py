@@ -8,7 +8,7 @@ import pytest
 from kssm.errors import KSSMError
 from kssm.forecast import pretrained
 from kssm.forecast.testing import tiny_forecaster
-from service.core import Service, build_engine, model_name, resolve_device
+from service.core import Service, build_engine, model_name
 from service.settings import Settings
 from tests.service.fakes import FakeEngine
 from tests.service.peer import Peer
@@ -38,9 +38,10 @@ def test_a_model_that_does_not_exist_is_an_error():
     assert caught.value.code == "model_not_found"
 
 
-def test_auto_is_a_device_there_is():
-    assert resolve_device("auto") in {"cpu", "cuda"}
-    assert resolve_device("cuda:1") == "cuda:1"
+def test_a_device_that_does_not_exist_is_an_error(checkpoint):
+    with pytest.raises(KSSMError) as caught:
+        build_engine(Settings(model=str(checkpoint), device="cuda:99"))
+    assert caught.value.code == "invalid_device"
 
 
 async def test_a_service_loads_its_own_model(checkpoint):
