@@ -31,6 +31,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         version=kssm.__version__,
         description=DESCRIPTION,
         lifespan=_lifespan,
+        redirect_slashes=False,
         responses={"4XX": {"model": schemas.ErrorBody}, "5XX": {"model": schemas.ErrorBody}},
     )
     app.state.service = Service(settings, engine)

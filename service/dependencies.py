@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
+from kssm.errors import InvalidInputError
 from service.auth import bearer
 from service.core import Service
 from service.errors import invalid
@@ -42,8 +43,11 @@ class JsonBody(Generic[M]):
     async def __call__(self, request: Request) -> M:
         """The validated body."""
         raw = await request.body()
+        body = loads(raw) if raw else {}
+        if type(body) is not dict:
+            raise InvalidInputError("the body is a JSON object")
         try:
-            return self.model.model_validate(loads(raw) if raw else {})
+            return self.model.model_validate(body)
         except ValidationError as error:
             raise invalid(error, "invalid_request") from None
 

@@ -100,7 +100,8 @@ def invalid(error: ValidationError | RequestValidationError, code: str) -> Inval
     """A schema violation as one sentence that names the first offending field."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    message = f"{where}: {first['msg']}" if where else str(first["msg"])
+    what = str(first["msg"]).removeprefix("Value error, ")
+    message = f"{where}: {what}" if where else what
     return InvalidInputError(message, code=code)
 
 

@@ -88,6 +88,9 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         server_header=False,
         ws_max_size=settings.max_message_bytes,
         ws_per_message_deflate=False,
+        # Pings keep the way open and let TCP find dead peers. Missing answers prove nothing: a
+        # connection with too much unanswered is not read, so its pongs wait behind its messages.
+        ws_ping_timeout=None,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )
     return Server(config, app.state.service)

@@ -14,6 +14,8 @@ from kssm.errors import InvalidInputError
 from service.errors import invalid
 
 PREFIX = "KSSM_"
+OTHERS = frozenset({"KSSM_NATIVE"})
+"""Variables with the prefix that the library itself reads."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 Positive = Annotated[int, Field(ge=1)]
 
@@ -58,7 +60,7 @@ class Settings(BaseSettings):
     def _refuse_unknown_variables(cls, data: Any) -> Any:
         known = {PREFIX + name.upper() for name in cls.model_fields}
         present = {name.upper() for name in os.environ if name.upper().startswith(PREFIX)}
-        unknown = sorted(present - known)
+        unknown = sorted(present - known - OTHERS)
         if unknown:
             raise ValueError(f"unknown environment variables: {', '.join(unknown)}")
         return data
@@ -95,4 +97,5 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         raise invalid(error, "invalid_settings") from None
     except ValueError as error:
-        raise InvalidInputError(str(error), code="invalid_settings") from None
+        message = f"{error}: lists and maps are written as JSON"
+        raise InvalidInputError(message, code="invalid_settings") from None

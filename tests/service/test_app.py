@@ -57,6 +57,17 @@ async def test_what_is_not_strict_json_is_refused(client, body):
         assert error(await client.post(path, content=body)) == (400, "invalid_json")
 
 
+@pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"{}"'])
+async def test_a_body_is_an_object(client, body):
+    response = await client.post("/v1/sessions", content=body)
+    assert error(response) == (422, "invalid_request")
+    assert response.json()["error"]["message"] == "the body is a JSON object"
+
+
+async def test_a_path_is_not_redirected(client):
+    assert error(await client.post("/v1/sessions/", json={})) == (404, "not_found")
+
+
 async def test_unknown_routes_and_methods(client):
     assert error(await client.get("/v1/nothing")) == (404, "not_found")
     wrong = await client.put("/v1/forecast")

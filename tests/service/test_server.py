@@ -39,6 +39,13 @@ def test_a_signal_ends_the_server_with_status_zero():
         assert server.force_exit
 
 
+def test_a_peer_that_is_not_read_from_is_not_taken_for_dead():
+    settings = Settings()
+    config = make_server(create_app(settings, FakeEngine()), settings).config
+    assert config.ws_ping_interval
+    assert config.ws_ping_timeout is None
+
+
 def test_the_limits_reach_the_server():
     settings = Settings(max_message_bytes=5000, host="::1", port=1)
     config = make_server(create_app(settings, FakeEngine()), settings).config

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from kssm.errors import InvalidInputError
-from service.settings import Settings, load_settings
+from kssm.forecast.native.library import SWITCH
+from service.settings import OTHERS, Settings, load_settings
 
 DIGEST = hashlib.sha256(b"key").hexdigest()
 
@@ -56,6 +57,19 @@ def test_an_empty_variable_is_not_set(monkeypatch):
 def test_an_unknown_variable_is_an_error(monkeypatch):
     monkeypatch.setenv("KSSM_PROT", "9000")
     assert "KSSM_PROT" in refused()
+
+
+def test_the_librarys_own_variables_are_known(monkeypatch):
+    assert SWITCH in OTHERS
+    monkeypatch.setenv(SWITCH, "0")
+    assert load_settings().port == 8000
+
+
+def test_an_error_says_what_to_write(monkeypatch):
+    monkeypatch.setenv("KSSM_ALLOWED_ORIGINS", "http://page")
+    assert "JSON" in refused()
+    monkeypatch.delenv("KSSM_ALLOWED_ORIGINS")
+    assert refused(state_key="short").startswith("state_key: state_key is")
 
 
 @pytest.mark.parametrize(
