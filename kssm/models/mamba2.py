@@ -29,9 +29,8 @@ class Mamba2Config(StackConfig):
         d_inner: channels of the recurrence.
         head_dim: channels a head (P).
         d_state: states a channel (N).
-        groups: groups of heads that share B and C.
+        groups: groups of heads that share B and C, and a group of the gated norm.
         conv_width: taps of the causal convolution over x, B and C.
-        norm_groups: groups of channels that the gated norm treats apart.
         norm_eps: epsilon of the RMS norms.
     """
 
@@ -42,7 +41,6 @@ class Mamba2Config(StackConfig):
     d_state: int = 64
     groups: int = 1
     conv_width: int = 4
-    norm_groups: int = 1
     norm_eps: float = 1e-5
 
     presets: ClassVar[Mapping[str, Mapping[str, int]]] = {
@@ -54,11 +52,10 @@ class Mamba2Config(StackConfig):
 
     def __post_init__(self) -> None:
         sizes = (self.d_model, self.n_layers, self.d_inner, self.head_dim, self.d_state)
-        self.require(min(*sizes, self.groups, self.norm_groups) >= 1, "sizes must be positive")
+        self.require(min(*sizes, self.groups) >= 1, "sizes must be positive")
         self.require(self.conv_width >= 2, "conv_width must be at least 2")
         self.require(self.d_inner % self.head_dim == 0, "d_inner must be a multiple of head_dim")
         self.require(self.heads % self.groups == 0, "the heads must divide into groups")
-        self.require(self.d_inner % self.norm_groups == 0, "norm_groups must divide d_inner")
 
     @property
     def heads(self) -> int:
@@ -79,7 +76,7 @@ class Mamba2Block(Block):
         self.dt_bias = nn.Parameter(log_uniform_step_bias(heads))
         self.a_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
         self.skip = nn.Parameter(torch.ones(heads))
-        self.out_norm = RMSNorm(inner, inner // config.norm_groups, config.norm_eps)
+        self.out_norm = RMSNorm(inner, inner // config.groups, config.norm_eps)
         self.out_proj = init_linear(inner, config.d_model, (config.n_layers * inner) ** -0.5)
 
     def state_spec(self) -> StateSpec:

@@ -111,19 +111,18 @@ class S4DBlock(Block):
     def transition(self, dt: Tensor | None) -> tuple[Tensor, Tensor]:
         """What a token does to the modes: complex decay and input gain [..., d_model, d_state].
 
-        ``dt`` [...] scales the learned step; 0 gives decay 1 and gain 0, bit for bit.
+        ``dt`` [...] scales the learned step; 0 gives decay 1 and gain 0, bit for bit. Without
+        ``dt`` they are computed in double precision: an error in the angle grows with every token.
         """
         wide = state_dtype(self.log_step.dtype)
-        step = self.log_step.to(wide).exp().unsqueeze(-1)
+        dtype = torch.float64 if dt is None else wide
+        step = self.log_step.to(dtype).exp().unsqueeze(-1)
         if dt is not None:
-            step = dt.to(wide)[..., None, None] * step
-        a_re, a_im = -self.log_decay.to(wide).exp(), self.frequency.to(wide)
-        if self.config.discretization == "bilinear":
-            half = torch.complex(0.5 * step * a_re, 0.5 * step * a_im)
-            return (1.0 + half) / (1.0 - half), step / (1.0 - half)
-        growth, angle = step * a_re, step * a_im
-        decay = torch.polar(growth.exp(), angle)
-        return decay, _expm1(growth, angle) / torch.complex(a_re, a_im)
+            step = dt.to(dtype)[..., None, None] * step
+        a = torch.complex(-self.log_decay.to(dtype).exp(), self.frequency.to(dtype))
+        rule = _zero_order_hold if self.config.discretization == "zoh" else _bilinear
+        decay, gain = rule(a, step)
+        return decay.to(wide.to_complex()), gain.to(wide.to_complex())
 
     def _c(self) -> Tensor:
         wide = state_dtype(self.log_step.dtype)
@@ -139,11 +138,18 @@ class S4DBlock(Block):
         return x
 
 
-def _expm1(x: Tensor, y: Tensor) -> Tensor:
-    """exp(x + iy) - 1, accurate where both are small."""
-    half = torch.sin(0.5 * y)
-    re = torch.expm1(x) * torch.cos(y) - 2.0 * half.square()
-    return torch.complex(re, x.exp() * torch.sin(y))
+def _zero_order_hold(a: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Decay exp(step a) and gain (exp(step a) - 1) / a, accurate for small steps too."""
+    growth, angle = step * a.real, step * a.imag
+    grown, half = torch.exp(growth), torch.sin(0.5 * angle)
+    re = torch.expm1(growth) * torch.cos(angle) - 2.0 * half.square()
+    return torch.polar(grown, angle), torch.complex(re, grown * torch.sin(angle)) / a
+
+
+def _bilinear(a: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Decay (1 + step a / 2) / (1 - step a / 2) and gain step / (1 - step a / 2)."""
+    gain = step / (1.0 - 0.5 * step * a)
+    return 1.0 + a * gain, gain
 
 
 class S4D(Stack):

@@ -1,0 +1,57 @@
+"""Mamba and Mamba-2 as Hugging Face's ``MambaModel`` and ``Mamba2Model`` name their weights.
+
+In a causal language model's file the same names carry the prefix ``backbone.``; the embedding and
+the output layer around the stack are not part of these tables.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from torch import Tensor
+
+from kssm.checkpoint.names import NameMap, Weight
+
+
+def _taps_first(weight: Tensor) -> Tensor:
+    """A depth-wise filter [channels, 1, taps] -> [taps, channels]."""
+    return weight.squeeze(1).t().contiguous()
+
+
+def _channels_first(weight: Tensor) -> Tensor:
+    """A depth-wise filter [taps, channels] -> [channels, 1, taps]."""
+    return weight.t().unsqueeze(1).contiguous()
+
+
+_ONCE: Final = (Weight("norm_f.weight", "norm.weight"),)
+
+_MIXER: Final = (
+    Weight("layers.{i}.norm.weight", "blocks.{i}.norm.weight"),
+    Weight("layers.{i}.mixer.in_proj.weight", "blocks.{i}.in_proj.weight"),
+    Weight(
+        "layers.{i}.mixer.conv1d.weight", "blocks.{i}.conv.weight", _taps_first, _channels_first
+    ),
+    Weight("layers.{i}.mixer.conv1d.bias", "blocks.{i}.conv.bias"),
+    Weight("layers.{i}.mixer.A_log", "blocks.{i}.a_log"),
+    Weight("layers.{i}.mixer.D", "blocks.{i}.skip"),
+    Weight("layers.{i}.mixer.out_proj.weight", "blocks.{i}.out_proj.weight"),
+)
+
+MAMBA_NAMES: Final = NameMap(
+    _ONCE,
+    (
+        *_MIXER,
+        Weight("layers.{i}.mixer.x_proj.weight", "blocks.{i}.select.weight"),
+        Weight("layers.{i}.mixer.dt_proj.weight", "blocks.{i}.dt_up.weight"),
+        Weight("layers.{i}.mixer.dt_proj.bias", "blocks.{i}.dt_bias"),
+    ),
+)
+
+MAMBA2_NAMES: Final = NameMap(
+    _ONCE,
+    (
+        *_MIXER,
+        Weight("layers.{i}.mixer.dt_bias", "blocks.{i}.dt_bias"),
+        Weight("layers.{i}.mixer.norm.weight", "blocks.{i}.out_norm.weight"),
+    ),
+)
