@@ -1,4 +1,4 @@
-"""A step of the forecaster on one core: compiled, in torch, and the reading of its weights.
+"""Step and prefill of the forecaster on one core: compiled, in torch, and the machine's limits.
 
 ``python -m benchmarks.cpu`` measures all in turns in one process and ends with one line of JSON.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,19 +15,22 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from benchmarks import cpu_prefill
+from benchmarks.medians import medians
 from kssm.forecast import ForecasterConfig, SignalForecaster, pretrained
 from kssm.forecast.native import NativeModel, build, library
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
-LEAST_TURNS = 5
+PROMPTS = ("1x16", "1x64", "1x512", "16x32", "16x512")
 
 
 @dataclass(frozen=True)
 class Options:
-    """``seconds`` of measuring a batch size; ``candidates``: also what was not chosen."""
+    """``seconds`` of measuring a batch size or shape; ``candidates``: also what was not chosen."""
 
     model: str | None = None
     batches: tuple[int, ...] = BATCHES
+    prompts: tuple[tuple[int, int], ...] = ()
     seconds: float = 4.0
     threads: int = 1
     candidates: bool = False
@@ -72,22 +74,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("there is no compiled step on this machine")
     with torch.inference_mode():
         rows = [_measure(model, count, options.seconds) for count in options.batches]
+        prompts = cpu_prefill.measure(model, options.prompts, options.seconds)
         others = _candidates(model, options.seconds) if options.candidates else []
-    _print(rows, others)
-    print(json.dumps(_line(model, options, rows, others)))
+    _print(rows, prompts, others)
+    print(json.dumps(_line(model, options, rows, prompts, others)))
 
 
 def _parse(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="checkpoint (default: random weights, default sizes)")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--prompts", type=_shape, nargs="*", default=list(map(_shape, PROMPTS)))
     parser.add_argument("--seconds", type=float, default=4.0, help="of measuring a batch size")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--candidates", action="store_true", help="what was not chosen, too")
     found = parser.parse_args(arguments)
-    return Options(
-        found.model, tuple(found.batches), found.seconds, found.threads, found.candidates
-    )
+    shapes = (tuple(found.batches), tuple(found.prompts))
+    return Options(found.model, *shapes, found.seconds, found.threads, found.candidates)
+
+
+def _shape(text: str) -> tuple[int, int]:
+    """``rows``x``tokens``."""
+    rows, tokens = map(int, text.split("x"))
+    return rows, tokens
 
 
 def _model(name: str | None) -> SignalForecaster:
@@ -111,25 +120,6 @@ def _measure(model: SignalForecaster, count: int, seconds: float) -> Row:
         seconds,
     )
     return Row(count, **{name: round(value, 1) for name, value in times.items()})
-
-
-def medians(actions: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Microseconds of each action, run in turns so that all see the same machine.
-
-    Each runs three times a turn and the last one counts: its caches are its own by then.
-    """
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    end = time.perf_counter() + seconds
-    turns = 0
-    while time.perf_counter() < end or turns < LEAST_TURNS:
-        turns += 1
-        for name, action in actions.items():
-            action()
-            action()
-            start = time.perf_counter()
-            action()
-            times[name].append(1e6 * (time.perf_counter() - start))
-    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def _weights(model: SignalForecaster) -> int:
@@ -172,11 +162,17 @@ def _whole_step(model: SignalForecaster) -> Callable[[], object]:
     return lambda: model.step_(values, arena, slots, dt)
 
 
-def _print(rows: Sequence[Row], candidates: Sequence[Candidate]) -> None:
+def _print(
+    rows: Sequence[Row], prompts: Sequence[cpu_prefill.Prompts], candidates: Sequence[Candidate]
+) -> None:
     print(f"{'rows':>5} {'compiled µs':>12} {'torch µs':>10} {'x torch':>8} {'of limit':>9}")
     for row in rows:
         line = f"{row.rows:5d} {row.native:12,.0f} {row.torch:10,.0f} {row.speedup:8.1f}"
         print(f"{line} {row.share:9.0%}")
+    print(f"{'prompt':>9} {'compiled/s':>10} {'torch/s':>8} {'x torch':>8} {'of peak':>8}")
+    for p in prompts:
+        line = f"{p.rows:4d}x{p.tokens:<4d} {p.native:10,.0f} {p.torch:8,.0f}"
+        print(f"{line} {p.speedup:8.1f} {p.of_peak:8.0%} ({p.gflops:.0f} GFLOP/s)")
     for candidate in candidates:
         print(f"{candidate.name:>26} {candidate.step:9,.0f} µs, start {candidate.start:.2f} s")
 
@@ -185,6 +181,7 @@ def _line(
     model: SignalForecaster,
     options: Options,
     rows: Sequence[Row],
+    prompts: Sequence[cpu_prefill.Prompts],
     candidates: Sequence[Candidate],
 ) -> dict[str, object]:
     ratios = [{"speedup": round(r.speedup, 2), "of_limit": round(r.share, 3)} for r in rows]
@@ -196,6 +193,7 @@ def _line(
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "steps": [{**asdict(r), **more} for r, more in zip(rows, ratios, strict=True)],
+        "prefill": [{**asdict(p), "speedup": round(p.speedup, 2)} for p in prompts],
         "candidates": [asdict(candidate) for candidate in candidates],
     }
 

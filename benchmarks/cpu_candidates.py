@@ -1,4 +1,4 @@
-"""Other ways to run a step on the CPU, for the comparison in docs/cpu-step.md.
+"""Other ways to run a step on the CPU, for the comparison in docs/cpu.md.
 
 Each does the backbone and the head for one row on a state of its own: without the scaler, the
 score, arena slots and checks, so its time is a lower bound for a whole step done that way.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import cpu, cpu_candidates
+from benchmarks import cpu, cpu_candidates, cpu_prefill
 from kssm.forecast.native import library
 from kssm.forecast.testing import tiny_forecaster
 
@@ -20,13 +20,23 @@ def test_ends_with_a_line_of_json(
 ) -> None:
     monkeypatch.setattr(cpu, "_model", lambda name: tiny_forecaster())
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    cpu.main(["--batches", "1", "3", "--seconds", "0"])
+    cpu.main(["--batches", "1", "3", "--prompts", "2x5", "--seconds", "0"])
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["benchmark"] == "cpu"
     assert [step["rows"] for step in line["steps"]] == [1, 3]
+    (prefill,) = line["prefill"]
+    assert (prefill["rows"], prefill["tokens"]) == (2, 5)
+    assert prefill["speedup"] == pytest.approx(prefill["native"] / prefill["torch"], rel=0.01)
+    assert 0 < prefill["of_peak"] < 1
     for step in line["steps"]:
         assert step["speedup"] == pytest.approx(step["torch"] / step["native"], rel=0.01)
         assert step["of_limit"] == pytest.approx(step["read"] / step["native"], abs=0.01)
+
+
+def test_counts_the_products_of_a_sample() -> None:
+    layer = 32 * 64 + 32 * (3 * 4 + 2 * 2) + 3 * 4 * 32 + 32 * 32 + 32 * 64 + 32 * 32
+    ends = 9 * 32 + 32 * 32 + 32 * 40
+    assert cpu_prefill.flops(tiny_forecaster()) == 2 * (2 * layer + ends)
 
 
 @pytest.mark.parametrize("make", [cpu_candidates.LeanStep, cpu_candidates.numba_step])

@@ -106,7 +106,7 @@ def _check(code: int) -> None:
 @functools.cache
 def load() -> Library | None:
     """The library for this processor, compiled now if need be; None = use plain torch."""
-    variant = _variant()
+    variant = best_variant()
     if variant is None or os.environ.get(SWITCH) == "0":
         return None
     try:
@@ -116,7 +116,7 @@ def load() -> Library | None:
         return None
 
 
-def _variant() -> str | None:
+def best_variant() -> str | None:
     """The best instruction set of this processor that there is a variant for."""
     if "neon" in build.variants():
         return "neon"
