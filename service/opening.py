@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
+from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
+import numpy as np
+
+from kssm.forecast.gaps import tokens_per_sample
 from kssm.runtime import Engine
 from service import samples
 from service.limits import check_channels, check_query
@@ -56,9 +61,17 @@ async def open_session(
 
 
 async def _feed(engine: Engine, rows: int, prompt: Admitted) -> None:
+    for piece in _pieces(prompt):
+        dt = None if prompt.dt is None else prompt.dt[piece]
+        await asyncio.wrap_future(
+            engine.append(rows, prompt.values[piece], dt=dt, want_forecast=False)
+        )
+
+
+def _pieces(prompt: Admitted) -> Iterator[slice]:
+    """Runs of samples that make about ``PROMPT_TOKENS`` tokens with their gaps filled."""
     count, channels = prompt.values.shape
-    piece = max(1, PROMPT_TOKENS // channels)
-    for start in range(0, count, piece):
-        values = prompt.values[start : start + piece]
-        dt = None if prompt.dt is None else prompt.dt[start : start + piece]
-        await asyncio.wrap_future(engine.append(rows, values, dt=dt, want_forecast=False))
+    tokens = np.ones(count) if prompt.dt is None else tokens_per_sample(prompt.dt)
+    piece = np.cumsum(tokens * channels) // PROMPT_TOKENS
+    edges = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), count]
+    return itertools.starmap(slice, itertools.pairwise(edges))

@@ -232,6 +232,21 @@ async def test_a_long_prompt_goes_in_pieces(manager, monkeypatch):
     np.testing.assert_allclose(reply.result.quantiles[:, 0, 0] - 0.1, [15.0 + 6 * 3, 6.0 + 3])
 
 
+async def test_a_piece_of_a_prompt_has_its_gaps_counted(manager, engine, monkeypatch):
+    monkeypatch.setattr("service.opening.PROMPT_TOKENS", 16)
+    append, pieces = engine.append, []
+
+    def noted(key, values, **options):
+        pieces.append(len(values))
+        return append(key, values, **options)
+
+    monkeypatch.setattr(engine, "append", noted)
+    stamps = [0.0, 1.0, 11.0, 21.0, 31.0, 32.0, 33.0]
+    await create(manager, prompt=[[1.0]] * 7, timestamps=stamps, sample_interval=1.0)
+    assert sum(pieces) == 7
+    assert len(pieces) == 3
+
+
 async def test_a_prompt_that_fails_half_way_leaves_nothing(manager, engine, monkeypatch):
     monkeypatch.setattr("service.opening.PROMPT_TOKENS", 4)
     prompt = [[1.0]] * 5 + [[1e31]]
