@@ -85,7 +85,7 @@ class MambaBlock(Block):
         inputs, gate = self._split(x)
         filtered, padded = self.conv(inputs, None if state is None else state["window"])
         active = F.silu(filtered)
-        step, a, b, c = self._selection(active)
+        step, a, b, c = self._selection(active, compute_dtype(x))
         step = token_steps(step, dt, lengths)
         if state is None:
             before = active.new_zeros(len(x), *self.a_log.shape, dtype=wide)
@@ -98,7 +98,7 @@ class MambaBlock(Block):
     def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
         inputs, gate = self._split(x)
         active = F.silu(self.conv.step_(inputs, arena["window"], slots))
-        step, a, b, c = self._selection(active)
+        step, a, b, c = self._selection(active, compute_dtype(x))
         if dt is not None:
             step = step * dt.unsqueeze(-1).to(step.dtype)
         y, after = selective_step(active.to(a.dtype), step, a, b, c, arena["state"][slots])
@@ -109,10 +109,12 @@ class MambaBlock(Block):
         """What enters the convolution, and the gate: [..., d_inner] twice."""
         return self.in_proj(self.norm(x).to(compute_dtype(x))).chunk(2, dim=-1)
 
-    def _selection(self, active: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Steps [..., d_inner], A, B and C [..., d_state] in the state's dtype."""
+    def _selection(
+        self, active: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Steps [..., d_inner], A, B and C [..., d_state]: products in ``dtype``, then wide."""
         wide, states = state_dtype(self.a_log.dtype), self.config.d_state
-        low = self.select(active.to(compute_dtype(active)))
+        low = self.select(active.to(dtype))
         low, b, c = low.split([self.config.rank, states, states], dim=-1)
         step = F.softplus(self.dt_up(low).to(wide) + self.dt_bias)
         return step, -torch.exp(self.a_log.to(wide)), b.to(wide), c.to(wide)

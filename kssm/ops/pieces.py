@@ -12,6 +12,15 @@ Advance = Callable[..., tuple[Tensor, Tensor]]
 """(state, *tokens) -> (outputs, next state)."""
 
 
+def piece_length(device: torch.device) -> int:
+    """Tokens whose states [B, tokens, D, N] a scan should hold at the same time.
+
+    On a CPU they should stay in its cache, and are a single chunk of ``linear_scan``; on a GPU
+    there should be enough of them to walk many chunks at once.
+    """
+    return 32 if device.type == "cpu" else 256
+
+
 def in_pieces(
     advance: Advance, state: Tensor, tokens: Sequence[Tensor], length: int
 ) -> tuple[Tensor, Tensor]:

@@ -14,13 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kssm.ops.linear_scan import linear_scan
-from kssm.ops.pieces import in_pieces
+from kssm.ops.pieces import in_pieces, piece_length
 
 __all__ = ["convolution_kernel", "diagonal_convolution", "diagonal_scan"]
 
 _CHUNK = 64
-_PIECE = 128
-"""Tokens whose states [B, tokens, D, N] exist at the same time in ``diagonal_scan``."""
 
 Transition = Callable[[Tensor], tuple[Tensor, Tensor]]
 """dt [...] -> decay and gain [..., D, N], complex; 1 and 0 where dt is 0."""
@@ -47,7 +45,7 @@ def diagonal_scan(
         states = linear_scan(decay, gain * x.unsqueeze(-1), state)
         return 2.0 * (states * c).real.sum(-1), states[:, -1].clone()
 
-    return in_pieces(advance, state, (x, dt), _PIECE)
+    return in_pieces(advance, state, (x, dt), piece_length(x.device))
 
 
 def convolution_kernel(decay: Tensor, gain: Tensor, c: Tensor, length: int) -> Tensor:

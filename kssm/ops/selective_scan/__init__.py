@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 
 from kssm.ops.linear_scan import linear_scan
-from kssm.ops.pieces import in_pieces
+from kssm.ops.pieces import in_pieces, piece_length
 
 __all__ = ["selective_scan", "selective_step"]
-
-_PIECE = 128
-"""Tokens whose expanded states [B, tokens, D, N] exist at the same time."""
 
 
 def selective_scan(
@@ -33,7 +30,8 @@ def selective_scan(
         y [B, T, D] and the state after the last token.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return in_pieces(partial(_advance, a), state, (x, step, b, c), _PIECE)
+        length = piece_length(x.device)
+        return in_pieces(partial(_advance, a), state, (x, step, b, c), length)
 
 
 def _advance(
