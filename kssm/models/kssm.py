@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from kssm.errors import InvalidInputError
-from kssm.models.base import SequenceModel, State, StateSpec
+from kssm.models.base import State, StateSpec
 from kssm.models.layers import CausalConv, RMSNorm, SwiGLU, init_linear
+from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, state_dtype
 from kssm.ops.kssm_scan import ScanParameters, kssm_scan, kssm_step_
 
 
 @dataclass(frozen=True)
-class KSSMConfig:
+class KSSMConfig(StackConfig):
     """Sizes of a KSSM stack.
 
     Attributes:
-        d_model: width of the residual stream.
-        n_layers: number of blocks.
         d_inner: channels of the recurrence, one 2x2 rotation block each.
         d_mlp: hidden width of the feed-forward layer, 0 = none.
         rank: rank of the maps from a token to each of alpha, omega and dt.
@@ -38,23 +38,28 @@ class KSSMConfig:
     group_size: int = 64
     conv_width: int = 4
 
+    presets: ClassVar[Mapping[str, Mapping[str, int]]] = {
+        "tiny": {"d_model": 64, "n_layers": 2, "d_inner": 64, "d_mlp": 96, "rank": 8},
+        "small": {"d_model": 128, "n_layers": 4, "d_inner": 192, "d_mlp": 128, "rank": 16},
+        "base": {"d_model": 256, "n_layers": 8, "d_inner": 320, "d_mlp": 320},
+        "large": {"d_model": 512, "n_layers": 12, "d_inner": 640, "d_mlp": 640, "rank": 64},
+    }
+
     def __post_init__(self) -> None:
-        if min(self.d_model, self.n_layers, self.d_inner, self.rank, self.group_size) < 1:
-            raise InvalidInputError("sizes must be positive", code="invalid_config")
-        if self.d_mlp < 0 or self.d_inner % self.group_size:
-            raise InvalidInputError(
-                "d_mlp must not be negative, d_inner a multiple of group_size", "invalid_config"
-            )
-        if self.conv_width < 2:
-            raise InvalidInputError("conv_width must be at least 2", code="invalid_config")
+        sizes = (self.d_model, self.n_layers, self.d_inner, self.rank, self.group_size)
+        self.require(min(sizes) >= 1, "sizes must be positive")
+        fitting = self.d_mlp >= 0 and self.d_inner % self.group_size == 0
+        self.require(fitting, "d_mlp must not be negative, d_inner a multiple of group_size")
+        self.require(self.conv_width >= 2, "conv_width must be at least 2")
 
 
-class KSSMBlock(nn.Module):
+class KSSMBlock(Block):
     """RMSNorm -> (x, z) -> causal conv -> selective rotation scan -> gate -> feed-forward."""
 
     def __init__(self, config: KSSMConfig) -> None:
         super().__init__()
         inner, rank = config.d_inner, config.rank
+        self.config = config
         self.rank = rank
         self.groups = inner // config.group_size
         out_scale = config.n_layers**-0.5
@@ -82,9 +87,11 @@ class KSSMBlock(nn.Module):
         nuclear_init(self)
 
     def scan_parameters(self) -> ScanParameters:
-        return ScanParameters(
-            self.alpha_bias, self.omega_bias, self.omega_scale, self.dt_bias, self.c_re, self.c_im
-        )
+        """The scan's own parameters, in fp32 (fp64) whatever the weights' dtype."""
+        wide = state_dtype(self.dt_bias.dtype)
+        alpha, omega = self.alpha_bias, self.omega_bias
+        own = (alpha, omega, self.omega_scale, self.dt_bias, self.c_re, self.c_im)
+        return ScanParameters(*(parameter.to(wide) for parameter in own))
 
     def selection(self, x: Tensor) -> tuple[Tensor, ...]:
         """alpha, omega, dt [..., d_inner] and complex B [..., groups] twice, from x [..., d_inner].
@@ -98,29 +105,31 @@ class KSSMBlock(nn.Module):
 
     def before_scan(self, x: Tensor, window: Tensor | None) -> tuple[Tensor, ...]:
         """Residual stream [B, T, d_model] -> (padded conv input, gate, x, alpha, omega, dt, B)."""
-        inputs, gate = self.in_proj(self.norm(x).to(self._dtype(x))).chunk(2, dim=-1)
+        inputs, gate = self.in_proj(self.norm(x).to(compute_dtype(x))).chunk(2, dim=-1)
         filtered, padded = self.conv(inputs, window)
-        active = F.silu(filtered).to(self._dtype(x))
+        active = F.silu(filtered).to(compute_dtype(x))
         return padded, gate, active, *self.selection(active)
 
     def after_scan(self, residual: Tensor, y: Tensor, active: Tensor, gate: Tensor) -> Tensor:
         """Read-out, skip, norm, gate and feed-forward around the residual stream."""
-        dtype = self._dtype(residual)
+        dtype = compute_dtype(residual)
         mixed = self.out_norm(y) + self.skip * active
         x = residual + self.out_proj((mixed * F.silu(gate)).to(dtype))
         if self.mlp is not None and self.mlp_norm is not None:
             x = x + self.mlp(self.mlp_norm(x).to(dtype))
         return x
 
+    def state_spec(self) -> StateSpec:
+        config, dtype = self.config, state_dtype(self.norm.weight.dtype)
+        return {
+            "window": ((config.conv_width - 1, config.d_inner), dtype),
+            "state": ((config.d_inner, 2), dtype),
+        }
+
     def forward(
-        self,
-        x: Tensor,
-        window: Tensor | None,
-        state: Tensor | None,
-        lengths: Tensor | None,
-        dt: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs [B, T, d_model], next window and next state."""
+        self, x: Tensor, state: State | None, lengths: Tensor | None, dt: Tensor | None
+    ) -> tuple[Tensor, State]:
+        window = None if state is None else state["window"]
         padded, gate, active, alpha, omega, step, b_re, b_im = self.before_scan(x, window)
         y, new_state = kssm_scan(
             alpha,
@@ -131,18 +140,17 @@ class KSSMBlock(nn.Module):
             b_im,
             self.scan_parameters(),
             token_dt=dt,
-            initial_state=state,
+            initial_state=None if state is None else state["state"],
             lengths=lengths,
         )
-        new_window = self.conv.last_window(padded, lengths)
-        return self.after_scan(x, y, active, gate), new_window, new_state
+        new_window = self.conv.last_window(padded, lengths).to(new_state.dtype)
+        y = self.after_scan(x, y, active, gate)
+        return y, {"window": new_window, "state": new_state}
 
-    def step_(
-        self, x: Tensor, windows: Tensor, states: Tensor, slots: Tensor, dt: Tensor | None
-    ) -> Tensor:
-        """One token a row [N, d_model]; the arena rows ``slots`` change in place."""
-        inputs, gate = self.in_proj(self.norm(x)).chunk(2, dim=-1)
-        active = F.silu(self.conv.step_(inputs, windows, slots))
+    def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
+        dtype = compute_dtype(x)
+        inputs, gate = self.in_proj(self.norm(x).to(dtype)).chunk(2, dim=-1)
+        active = F.silu(self.conv.step_(inputs, arena["window"], slots)).to(dtype)
         alpha, omega, step, b_re, b_im = self.selection(active)
         y = kssm_step_(
             alpha,
@@ -152,60 +160,24 @@ class KSSMBlock(nn.Module):
             b_re,
             b_im,
             self.scan_parameters(),
-            states,
+            arena["state"],
             slots,
             token_dt=dt,
         )
         return self.after_scan(x, y, active, gate)
 
-    def _dtype(self, x: Tensor) -> torch.dtype:
-        """The dtype of matrix products: autocast's where it is on, else the input's."""
-        if torch.is_autocast_enabled(x.device.type):
-            return torch.get_autocast_dtype(x.device.type)
-        return x.dtype
 
-
-class KSSM(SequenceModel):
-    """A stack of KSSM blocks with a final norm; satisfies the sequence-model contract."""
+class KSSM(Stack):
+    """A stack of KSSM blocks with a final norm."""
 
     def __init__(self, config: KSSMConfig, *, gradient_checkpointing: bool = False) -> None:
-        super().__init__()
+        super().__init__(
+            config.d_model,
+            [KSSMBlock(config) for _ in range(config.n_layers)],
+            RMSNorm(config.d_model),
+            gradient_checkpointing=gradient_checkpointing,
+        )
         self.config = config
-        self.d_model = config.d_model
-        self.gradient_checkpointing = gradient_checkpointing
-        self.blocks = nn.ModuleList([KSSMBlock(config) for _ in range(config.n_layers)])
-        self.norm = RMSNorm(config.d_model)
-
-    def state_spec(self) -> StateSpec:
-        config = self.config
-        dtype = torch.float64 if self.norm.weight.dtype == torch.float64 else torch.float32
-        spec: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-        for i in range(config.n_layers):
-            spec[f"layers.{i}.window"] = ((config.conv_width - 1, config.d_inner), dtype)
-            spec[f"layers.{i}.state"] = ((config.d_inner, 2), dtype)
-        return spec
-
-    def scan(
-        self, x: Tensor, state: State | None, lengths: Tensor | None, dt: Tensor | None
-    ) -> tuple[Tensor, State]:
-        new_state: State = {}
-        for i, block in enumerate(self.blocks):
-            window, state_name = f"layers.{i}.window", f"layers.{i}.state"
-            old = (None, None) if state is None else (state[window], state[state_name])
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                out = checkpoint(block, x, *old, lengths, dt, use_reentrant=False)
-            else:
-                out = block(x, *old, lengths, dt)
-            x, new_window, new_state[state_name] = out
-            new_state[window] = new_window.to(new_state[state_name].dtype)
-        return self.norm(x), new_state
-
-    def step_rows_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, KSSMBlock)
-            windows, states = arena[f"layers.{i}.window"], arena[f"layers.{i}.state"]
-            x = block.step_(x, windows, states, slots, dt)
-        return self.norm(x)
 
 
 @torch.no_grad()

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from kssm.models.kssm import KSSM, KSSMConfig
 from kssm.models.mamba import Mamba, MambaConfig
 from kssm.models.mamba2 import Mamba2, Mamba2Config
 from kssm.models.s4d import S4D, S4DConfig
 from kssm.models.stack import Stack, StackConfig
 
 SIZES = {"tiny": 70e3, "small": 560e3, "base": 4.5e6, "large": 27e6}
-MODELS = [(Mamba, MambaConfig), (Mamba2, Mamba2Config), (S4D, S4DConfig)]
+MODELS = [(KSSM, KSSMConfig), (Mamba, MambaConfig), (Mamba2, Mamba2Config), (S4D, S4DConfig)]
 
 
 @pytest.mark.parametrize(("model", "config"), MODELS)
