@@ -37,7 +37,7 @@ class RWKV6Config(StackConfig):
         mix_rank: rank of the data-dependent part of the token shift.
         decay_rank: rank of the data-dependent part of the decay.
         input_norm: normalise the tokens before the first block, as language models do.
-        eps: epsilon of the layer norms.
+        norm_eps: epsilon of the layer norms.
         head_eps: epsilon of the norm of each head's output.
     """
 
@@ -46,7 +46,7 @@ class RWKV6Config(StackConfig):
     mix_rank: int = 32
     decay_rank: int = 64
     input_norm: bool = False
-    eps: float = 1e-5
+    norm_eps: float = 1e-5
     head_eps: float = 64e-5
 
     presets: ClassVar[Mapping[str, Mapping[str, int]]] = {
@@ -187,10 +187,10 @@ class RWKV6Block(Block):
         super().__init__()
         width = config.d_model
         first = config.input_norm and index == 0
-        self.input_norm = LayerNorm(width, config.eps) if first else nn.Identity()
-        self.time_norm = LayerNorm(width, config.eps)
+        self.input_norm = LayerNorm(width, config.norm_eps) if first else nn.Identity()
+        self.time_norm = LayerNorm(width, config.norm_eps)
         self.time = TimeMix(config, index)
-        self.channel_norm = LayerNorm(width, config.eps)
+        self.channel_norm = LayerNorm(width, config.norm_eps)
         self.channel = ChannelMix(config, index)
 
     def state_spec(self) -> StateSpec:
@@ -242,7 +242,7 @@ class RWKV6(Stack):
 
     def __init__(self, config: RWKV6Config, *, gradient_checkpointing: bool = False) -> None:
         blocks = [RWKV6Block(config, index) for index in range(config.n_layers)]
-        norm = LayerNorm(config.d_model, config.eps)
+        norm = LayerNorm(config.d_model, config.norm_eps)
         super().__init__(
             config.d_model, blocks, norm, gradient_checkpointing=gradient_checkpointing
         )

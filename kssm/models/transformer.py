@@ -42,7 +42,7 @@ class TransformerConfig(StackConfig):
         window: tokens that a token sees, itself included; what a row remembers.
         rope_theta: base of the rotary frequencies.
         qkv_bias: biases on the query, key and value projections.
-        eps: epsilon of the norms.
+        norm_eps: epsilon of the norms.
     """
 
     n_heads: int = 4
@@ -52,7 +52,7 @@ class TransformerConfig(StackConfig):
     window: int = 256
     rope_theta: float = 10_000.0
     qkv_bias: bool = False
-    eps: float = 1e-6
+    norm_eps: float = 1e-6
 
     presets: ClassVar[Mapping[str, Mapping[str, int]]] = {
         "tiny": {"d_model": 48, "n_layers": 3, "head_size": 12, "d_mlp": 112},
@@ -93,10 +93,10 @@ class TransformerBlock(Block):
         self.heads = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
         out_scale = config.n_layers**-0.5
         inner = config.n_heads * size
-        self.attention_norm = RMSNorm(width, eps=config.eps)
+        self.attention_norm = RMSNorm(width, eps=config.norm_eps)
         self.qkv = init_linear(width, sum(self.heads) * size, bias=config.qkv_bias)
         self.output = init_linear(inner, width, std=out_scale * inner**-0.5)
-        self.mlp_norm = RMSNorm(width, eps=config.eps)
+        self.mlp_norm = RMSNorm(width, eps=config.norm_eps)
         self.mlp = SwiGLU(width, config.d_mlp, out_scale)
 
     def state_spec(self) -> StateSpec:
@@ -118,14 +118,14 @@ class TransformerBlock(Block):
         old = self._fresh(x) if state is None else state
         phases = self._phases(old["phase"], x, dt)
         q, k = rotate(q, phases), rotate(k, phases)
-        k, v = _finite(k), _finite(v)
         count = seen(old["count"], window)
         if state is None:
-            y = attend(q, k, v, window)
+            y = attend(q, _finite(k), _finite(v), window)
         else:
-            past_k = ring_in_order(state["keys"], count)
-            past_v = ring_in_order(state["values"], count)
-            y = attend_after(q, k, v, past_k, past_v, count.clamp_max(window))
+            past_k = _finite(ring_in_order(state["keys"], count))
+            past_v = _finite(ring_in_order(state["values"], count))
+            filled = count.clamp_max(window)
+            y = attend_after(q, _finite(k), _finite(v), past_k, past_v, filled)
         tokens = x.shape[1] if lengths is None else lengths.unsqueeze(1)
         new_state = {
             "keys": ring_after(old["keys"], k, count, lengths),
@@ -170,10 +170,10 @@ class TransformerBlock(Block):
     def _phases(self, start: Tensor, x: Tensor, dt: Tensor | None) -> Tensor:
         """The phase of each token [B, T, head_size / 2] after ``start``, in its dtype."""
         steps = torch.ones(x.shape[:2], dtype=torch.float64, device=x.device) if dt is None else dt
-        time = steps.to(torch.float64).cumsum(1).unsqueeze(-1)
         frequencies = rotary_frequencies(self.config.head_size, self.config.rope_theta, x.device)
-        turns = start.to(torch.float64).unsqueeze(1) + time * frequencies
-        return (turns - turns.round()).to(start.dtype)
+        forward = _wrapped(steps.to(torch.float64).unsqueeze(-1) * frequencies)
+        turns = start.to(torch.float64).unsqueeze(1) + forward.cumsum(1)
+        return _wrapped(turns).to(start.dtype)
 
     def _fresh(self, x: Tensor) -> State:
         return {
@@ -187,7 +187,7 @@ class Transformer(Stack):
 
     def __init__(self, config: TransformerConfig, *, gradient_checkpointing: bool = False) -> None:
         blocks = [TransformerBlock(config) for _ in range(config.n_layers)]
-        norm = RMSNorm(config.d_model, eps=config.eps)
+        norm = RMSNorm(config.d_model, eps=config.norm_eps)
         super().__init__(
             config.d_model, blocks, norm, gradient_checkpointing=gradient_checkpointing
         )
@@ -198,6 +198,11 @@ def rotary_frequencies(head_size: int, theta: float, device: torch.device) -> Te
     """Turns per unit of position of each pair of channels, [head_size / 2] fp64."""
     pairs = torch.arange(0, head_size, 2, dtype=torch.float64, device=device)
     return theta ** (-pairs / head_size) / (2 * math.pi)
+
+
+def _wrapped(turns: Tensor) -> Tensor:
+    """The same angles within half a turn."""
+    return turns - turns.round()
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:

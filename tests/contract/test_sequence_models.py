@@ -10,10 +10,12 @@ from torch import Tensor
 
 from kssm.errors import InvalidInputError
 from kssm.models import KSSM, KSSMConfig, SequenceModel, State
+from kssm.models.hybrid import Hybrid, HybridConfig
 from kssm.models.mamba import Mamba, MambaConfig
 from kssm.models.mamba2 import Mamba2, Mamba2Config
 from kssm.models.rwkv6 import RWKV6, RWKV6Config
 from kssm.models.s4d import S4D, S4DConfig
+from kssm.models.stack import StackConfig
 from kssm.models.transformer import Transformer, TransformerConfig
 
 ROWS, LENGTH = 3, 23
@@ -59,10 +61,30 @@ def transformer_model() -> SequenceModel:
     return Transformer(config)
 
 
+def hybrid_model() -> SequenceModel:
+    layers: dict[str, StackConfig] = {
+        "kssm": KSSMConfig(d_inner=24, d_mlp=0, rank=3, group_size=8),
+        "transformer": TransformerConfig(n_heads=2, n_kv_heads=1, head_size=4, d_mlp=16, window=10),
+    }
+    pattern = ("kssm", "kssm", "transformer")
+    return Hybrid(HybridConfig(d_model=16, n_layers=3, pattern=pattern, layers=layers))
+
+
+def hybrid_of_the_others() -> SequenceModel:
+    layers: dict[str, StackConfig] = {
+        "mamba": MambaConfig(d_inner=24, d_state=5, rank=3),
+        "mamba2": Mamba2Config(d_inner=24, head_dim=6, d_state=5, groups=2),
+        "rwkv6": RWKV6Config(head_size=4, d_ffn=24, mix_rank=3, decay_rank=3),
+        "s4d": S4DConfig(d_state=5, d_mlp=0),
+    }
+    return Hybrid(HybridConfig(d_model=16, n_layers=4, pattern=list(layers), layers=layers))
+
+
 BUILDERS: list[Callable[[], SequenceModel]] = [
     *(kssm_model, kssm_without_mlp),
     *(mamba_model, mamba2_model, s4d_model, s4d_bilinear),
     *(rwkv6_model, transformer_model),
+    *(hybrid_model, hybrid_of_the_others),
 ]
 
 
