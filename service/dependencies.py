@@ -60,4 +60,6 @@ def json_response(body: object, status: int = 200) -> Response:
 def documented(model: type[BaseModel]) -> dict[str, Any]:
     """What ``JsonBody`` reads, for a route's ``openapi_extra``."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
+    required = any(field.is_required() for field in model.model_fields.values())
+    content = {"application/json": {"schema": schema}}
+    return {"requestBody": {"required": required, "content": content}}

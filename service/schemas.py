@@ -6,9 +6,11 @@ Sample values and timestamps are declared here for the documentation and checked
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
+
+from service.errors import STATUS
 
 _NUMBER_OR_NULL = {"anyOf": [{"type": "number"}, {"type": "null"}]}
 Column = Annotated[object, WithJsonSchema({"type": "array", "items": _NUMBER_OR_NULL})]
@@ -35,8 +37,14 @@ Timestamps = Annotated[
     WithJsonSchema({"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "string"}]}}),
 ]
 """Unix seconds or ISO 8601, one a sample, strictly increasing."""
+_SESSION: Final = "8f14e45fceea167a5a36dedd4bea2543"
 RequestId = Annotated[str, Field(max_length=256)]
 Interval = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _example(**fields: JsonValue) -> ConfigDict:
+    """The configuration of a model with this example."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
 class Strict(BaseModel):
@@ -56,16 +64,10 @@ class Series(Strict):
 class ForecastRequest(Strict):
     """A batch of histories of any lengths and what to forecast for each."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "series": [{"id": "a", "values": [1.0, 2.0, None, 4.0, 5.0]}],
-                    "horizon": 4,
-                    "quantiles": [0.1, 0.5, 0.9],
-                }
-            ]
-        }
+    model_config = _example(
+        series=[{"id": "a", "values": [1.0, 2.0, None, 4.0, 5.0]}],
+        horizon=4,
+        quantiles=[0.1, 0.5, 0.9],
     )
     model: str | None = None
     series: Annotated[list[Series], Field(min_length=1)]
@@ -84,6 +86,12 @@ class SeriesForecast(BaseModel):
 class ForecastResponse(BaseModel):
     """The forecasts in the order of the request's series."""
 
+    model_config = _example(
+        model="kssm-signal-base",
+        forecasts=[
+            {"id": "a", "mean": [6.1, 7.0], "quantiles": {"0.1": [5.2, 5.8], "0.9": [6.9, 8.3]}}
+        ],
+    )
     model: str
     forecasts: list[SeriesForecast]
 
@@ -91,11 +99,7 @@ class ForecastResponse(BaseModel):
 class SessionCreate(Strict):
     """A new session; ``prompt`` is history to start from."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"channels": 1, "horizon": 24, "prompt": [[1.0], [2.0], [3.0]]}]
-        }
-    )
+    model_config = _example(channels=1, horizon=24, prompt=[[1.0], [2.0], [3.0]])
     model: str | None = None
     channels: Annotated[int, Field(ge=1)] = 1
     horizon: int = 24
@@ -108,6 +112,15 @@ class SessionCreate(Strict):
 class SessionInfo(BaseModel):
     """What a session is and the ``seq`` its next frame must carry."""
 
+    model_config = _example(
+        session_id=_SESSION,
+        model="kssm-signal-base",
+        channels=1,
+        horizon=24,
+        quantiles=[0.1, 0.5, 0.9],
+        sample_interval=None,
+        next_seq=0,
+    )
     session_id: str
     model: str
     channels: int
@@ -120,7 +133,7 @@ class SessionInfo(BaseModel):
 class Frames(Strict):
     """Samples that follow those sent before."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"seq": 0, "values": [[1.0]]}]})
+    model_config = _example(seq=0, values=[[1.0]])
     seq: int
     values: RowsOrBase64
     timestamps: Timestamps | None = None
@@ -139,6 +152,13 @@ class SessionForecast(BaseModel):
     The values are null for a channel that has had no sample yet.
     """
 
+    model_config = _example(
+        session=_SESSION,
+        seq=0,
+        horizon=2,
+        quantiles={"0.1": [[5.2, 5.8]], "0.9": [[6.9, 8.3]]},
+        anomaly=[{"score": 0.35, "tail_probability": 0.447}],
+    )
     session: str
     seq: int
     horizon: int
@@ -146,10 +166,20 @@ class SessionForecast(BaseModel):
     anomaly: list[Anomaly]
 
 
+class Ack(BaseModel):
+    """A duplicate whose forecast is no longer kept: applied before, not again."""
+
+    model_config = _example(type="ack", of="frames.append", session=_SESSION, seq=0)
+    type: Literal["ack"]
+    of: Literal["frames.append"]
+    session: str
+    seq: int
+
+
 class ForecastOptions(Strict):
     """Another horizon or other quantiles than the session's, for this forecast only."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"horizon": 48}]})
+    model_config = _example(horizon=48)
     horizon: int | None = None
     quantiles: list[float] | None = None
 
@@ -172,8 +202,10 @@ class Models(BaseModel):
 class ErrorDetail(BaseModel):
     """What went wrong; some codes add facts, such as ``expected_seq``."""
 
-    model_config = ConfigDict(extra="allow")
-    code: str
+    model_config = ConfigDict(extra="allow") | _example(
+        code="seq_gap", message="expected seq 17, got 19", retryable=False, expected_seq=17
+    )
+    code: Annotated[str, Field(description=f"One of: {', '.join(STATUS)}.")]
     message: str
     retryable: bool
 

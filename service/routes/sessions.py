@@ -51,7 +51,7 @@ async def delete(service: ServiceDep, tenant: TenantDep, session_id: str) -> Res
 @router.post(
     "/{session_id}/frames",
     summary="Append samples, get the forecast after them",
-    response_model=schemas.SessionForecast,
+    response_model=schemas.SessionForecast | schemas.Ack,
     openapi_extra=documented(schemas.Frames),
 )
 async def append(service: ServiceDep, tenant: TenantDep, session_id: str, body: Frames) -> Response:

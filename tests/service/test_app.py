@@ -3,11 +3,18 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import BaseModel
 
 from kssm.errors import KSSMError
+from service import schemas
+from service.errors import STATUS
 from service.settings import Settings
 from tests.service.fakes import FakeEngine
 from tests.service.rest import ABSENT, connect, create, error, serve
+
+
+def _examples(model: type[BaseModel]) -> list[dict]:
+    return model.model_json_schema()["examples"]
 
 
 async def test_health(client):
@@ -156,9 +163,45 @@ async def test_a_start_that_fails_leaves_nothing_open(tmp_path):
 async def test_openapi_is_complete(client):
     document = (await client.get("/openapi.json")).json()
     assert "/v1/sessions/{session_id}/frames" in document["paths"]
-    schemas = document["components"]["schemas"]
-    for name in ("ForecastRequest", "SessionCreate", "Frames", "ForecastOptions"):
-        assert schemas[name]["examples"]
+    components = document["components"]["schemas"]
+    for name in ("ForecastRequest", "SessionCreate", "Frames", "ForecastOptions", "Ack"):
+        assert components[name]["examples"]
+    codes = components["ErrorDetail"]["properties"]["code"]["description"]
+    assert all(code in codes for code in STATUS)
+    posts = {path: item["post"] for path, item in document["paths"].items() if "post" in item}
+    wanted = {path for path, post in posts.items() if post.get("requestBody", {}).get("required")}
+    assert wanted == {"/v1/forecast", "/v1/sessions/{session_id}/frames"}
     text = json.dumps(document)
     for reference in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
-        assert reference in schemas
+        assert reference in components
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        schemas.ForecastRequest,
+        schemas.ForecastResponse,
+        schemas.SessionCreate,
+        schemas.SessionInfo,
+        schemas.Frames,
+        schemas.SessionForecast,
+        schemas.Ack,
+        schemas.ForecastOptions,
+        schemas.ErrorDetail,
+    ],
+)
+def test_examples_fit_their_schema(model):
+    for example in _examples(model):
+        model.model_validate(example, strict=True)
+
+
+async def test_request_examples_work(client):
+    session = await create(client)
+    for path, model in (
+        ("/v1/forecast", schemas.ForecastRequest),
+        ("/v1/sessions", schemas.SessionCreate),
+        (f"/v1/sessions/{session}/frames", schemas.Frames),
+        (f"/v1/sessions/{session}/forecast", schemas.ForecastOptions),
+    ):
+        for example in _examples(model):
+            assert (await client.post(path, json=example)).is_success

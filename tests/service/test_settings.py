@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,18 @@ def test_the_librarys_own_variables_are_known(monkeypatch):
     assert SWITCH in OTHERS
     monkeypatch.setenv(SWITCH, "0")
     assert load_settings().port == 8000
+
+
+def test_the_page_names_every_setting_and_its_default():
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(KSSM_\w+)` \| (?:`([^`]*)`)?", page, re.MULTILINE)
+    fields = Settings.model_fields
+    assert {name for name, _ in rows} == {f"KSSM_{name.upper()}" for name in fields}
+    for name, default in rows:
+        if default:
+            value = fields[name.removeprefix("KSSM_").lower()].default
+            assert default == (str(value) if not isinstance(value, tuple) else "[]")
+    assert all(name in page for name in OTHERS)
 
 
 def test_an_error_says_what_to_write(monkeypatch):
