@@ -19,7 +19,7 @@ Weights = dict[str, Tensor]
 
 def transformers() -> Any:
     """The package, or a skipped test with the reason."""
-    return pytest.importorskip("transformers", reason="the reference needs transformers")
+    return pytest.importorskip("transformers", "5.23", "the reference is transformers >= 5.23")
 
 
 def tokens(length: int, width: int, seed: int = 1) -> Tensor:
