@@ -1,4 +1,4 @@
-"""WKV-6 in parallel: matrix products by halving inside chunks, a linear scan between them."""
+"""WKV-6 in parallel: blocks joined in pairs inside chunks, a linear scan between them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def wkv6_chunked(
     """Shapes as in ``wkv6``; all tensors of one dtype."""
     length = r.shape[1]
     chunk = min(_CHUNK, 1 << (length - 1).bit_length())
-    r, k, v, log_decay = (_blocks(t, chunk) for t in (r, k, v, log_decay))
+    r, k, v = (_blocks(t, chunk) for t in (r, k, v))
+    decay = _blocks(log_decay, chunk).exp()
     y = (r * bonus.unsqueeze(-2).unsqueeze(1) * k).sum(-1, keepdim=True) * v
-    y = y + _within(r, k, v, log_decay)
-    starts, final = _chunk_states(k, v, log_decay, initial_state)
-    y = y + (r * _before(log_decay).exp()) @ starts.transpose(1, 2)
+    r, k, decay = _within_(y, r, k, v, decay)
+    starts, final = _chunk_states(k.transpose(-1, -2) @ v, decay, initial_state)
+    y = y + r @ starts
     return y.flatten(2, 3)[:, :, :length].transpose(1, 2), final
 
 
@@ -32,46 +33,37 @@ def _blocks(tokens: Tensor, size: int) -> Tensor:
     return padded.transpose(1, 2).unflatten(2, (-1, size))
 
 
-def _within(r: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
-    """What each token reads of the earlier tokens of its chunk, [B, H, n, chunk, V].
+def _within_(
+    y: Tensor, r: Tensor, k: Tensor, v: Tensor, decay: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add to y [B, H, n, chunk, V] what each token reads of the earlier tokens of its chunk.
 
-    Blocks of 2, 4, ..., chunk tokens: the second half reads the first across the middle. Decays
-    are summed from the middle outwards, so every exponent is <= 0 and nothing is subtracted.
+    Neighbouring blocks of 1, 2, 4, ... tokens are joined: the second reads the first, its queries
+    decayed since its own start and the first's keys decayed until its end. Returns the queries
+    and keys of the whole chunk so decayed, and the chunk's decay [B, H, n, 1, K].
     """
-    chunk = r.shape[-2]
-    y = torch.zeros_like(v)
-    size = 2
-    while size <= chunk:
-        halves = (-1, 2, size // 2)
-        queries = r.unflatten(-2, halves)[..., 1, :, :]
-        keys, values = (t.unflatten(-2, halves)[..., 0, :, :] for t in (k, v))
-        earlier, later = log_decay.unflatten(-2, halves).unbind(-3)
-        queries = queries * _before(later).exp()
-        keys = keys * _after(earlier).exp()
-        read = (queries @ keys.transpose(-1, -2)) @ values
-        y = y + torch.stack([torch.zeros_like(read), read], dim=-3).flatten(-4, -2)
-        size *= 2
-    return y
+    r, k, decay = (t.unsqueeze(-2) for t in (r, k, decay))
+    while r.shape[-3] > 1:
+        halves = (-1, 2, r.shape[-2])
+        (r_0, k_0, decay_0), (r_1, k_1, decay_1) = (
+            [t[..., half::2, :, :] for t in (r, k, decay)] for half in (0, 1)
+        )
+        read = (r_1 @ k_0.transpose(-1, -2)) @ v.unflatten(-2, halves)[..., 0, :, :]
+        y.unflatten(-2, halves)[..., 1, :, :].add_(read)
+        r = torch.cat([r_0, r_1 * decay_0], dim=-2)
+        k = torch.cat([k_0 * decay_1, k_1], dim=-2)
+        decay = decay_0 * decay_1
+    return r.squeeze(-3), k.squeeze(-3), decay.squeeze(-3)
 
 
-def _chunk_states(
-    k: Tensor, v: Tensor, log_decay: Tensor, initial_state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The states before each chunk [B, n, H, K, V] and the one after the last."""
-    update = (k * _after(log_decay).exp()).transpose(-1, -2) @ v
-    decay = log_decay.sum(-2).exp().unsqueeze(-1)
+def _chunk_states(update: Tensor, decay: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+    """States before each chunk [B, H, n, K, V] and after the last [B, H, K, V].
+
+    ``update`` [B, H, n, K, V] is what a chunk adds, ``decay`` [B, H, n, 1, K] what it leaves.
+    """
+    factor = decay.transpose(-1, -2)
     if update.shape[2] == 1:
-        final = decay[:, :, 0] * initial_state + update[:, :, 0]
-        return initial_state.unsqueeze(1), final
-    ends = linear_scan(decay.transpose(1, 2), update.transpose(1, 2), initial_state)
-    return torch.cat([initial_state.unsqueeze(1), ends[:, :-1]], dim=1), ends[:, -1]
-
-
-def _before(log_decay: Tensor) -> Tensor:
-    """Sum of the decays of earlier tokens, along the last but one dimension."""
-    return F.pad(log_decay[..., :-1, :], (0, 0, 1, 0)).cumsum(-2)
-
-
-def _after(log_decay: Tensor) -> Tensor:
-    """Sum of the decays of later tokens, along the last but one dimension."""
-    return F.pad(log_decay[..., 1:, :], (0, 0, 0, 1)).flip(-2).cumsum(-2).flip(-2)
+        return initial.unsqueeze(2), factor[:, :, 0] * initial + update[:, :, 0]
+    ends = linear_scan(factor.transpose(1, 2), update.transpose(1, 2), initial)
+    starts = torch.cat([initial.unsqueeze(1), ends[:, :-1]], dim=1)
+    return starts.transpose(1, 2), ends[:, -1]
