@@ -12,6 +12,9 @@
 /* Runs `turns` times CHAINS vector multiply-adds; returns how many numbers each of them takes. */
 __attribute__((visibility("default"))) int peak(long turns) {
     vector sums[CHAINS], x = {1.0f}, y = {0.5f};
+    KEEP(x);
+    KEEP(y);
+#pragma GCC unroll 12
     for (int i = 0; i < CHAINS; i++) sums[i] = (vector){0};
     for (long turn = 0; turn < turns; turn++) {
 #pragma GCC unroll 12
