@@ -19,6 +19,7 @@ HEADER = struct.Struct("<BBHIQ")
 Message = str | bytes
 
 BAD_VALUE = 666.0  # a sample this server refuses for good
+MUTE_VALUE = 777.0  # one that it applies and cannot forecast from
 REPLAY = 32
 
 
@@ -163,6 +164,8 @@ class Connection:
                 raise RefusedError("numerical_fault")
             session.apply(samples)
             session.next_seq += 1
+            if (samples == MUTE_VALUE).any():
+                raise RefusedError("numerical_fault", applied=True)
             values = session.forecast(session.horizon, session.levels)
             session.replies[seq] = values, samples[-1].copy()
             while len(session.replies) > REPLAY:

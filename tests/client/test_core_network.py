@@ -12,7 +12,7 @@ from kssm_client.errors import (
     ServerError,
 )
 from kssm_client.ledger import Succeeded
-from tests.client.model_server import BAD_VALUE, ModelSession
+from tests.client.model_server import BAD_VALUE, MUTE_VALUE, ModelSession
 from tests.client.slow_wire import opened, samples, wired
 
 
@@ -43,8 +43,9 @@ class AnyNetwork:
         which = self.random.randrange(len(self.keys))
         for _ in range(self.random.randint(1, 6)):
             self.counter += 1
-            bad = self.random.random() < 0.1
-            value = BAD_VALUE if bad else float(self.counter % 512)
+            chance = self.random.random()
+            value = BAD_VALUE if chance < 0.1 else float(self.counter % 512)
+            value = MUTE_VALUE if chance > 0.95 else value
             self.plan[which].append((self.core.append(self.keys[which], value), value))
 
     def control(self) -> None:
@@ -101,6 +102,9 @@ class AnyNetwork:
                 reference.apply(np.array([[what]]))
                 applied.append(what)
                 seq += 1
+            if what == MUTE_VALUE:
+                assert self.wire.error(ticket).code in {"numerical_fault", "reply_lost"}
+                continue
             forecast = self.wire.forecast(ticket)
             assert forecast.seq == seq - 1
             expected = reference.forecast(3, [0.1, 0.5, 0.9])

@@ -9,8 +9,8 @@ makes resuming exact:
   server had applied are duplicates to it: it repeats their forecasts and applies nothing.
 - At most ``window`` frames of a session are unanswered at a time, no more than the number of
   replies the server keeps for duplicates, so no forecast is lost either.
-- A refused frame leaves its number free. Frames behind it were refused as a gap; they move up
-  by one and are sent again.
+- A refused frame leaves its number free, unless the error says it was applied all the same.
+  Frames behind it were refused as a gap; they move up by one and are sent again.
 - Other messages of a session are sent alone, so sending a reset twice is harmless.
 """
 
@@ -85,8 +85,6 @@ class ClientCore:
     def drained(self) -> bool:
         """Whether the server asked us to leave and has answered everything."""
         return self._draining and not self._flights
-
-    # What the caller wants.
 
     def create(self, options: SessionOptions) -> tuple[int, int]:
         """Open a session: (its key here, ticket). TooLargeError if the prompt is too long."""
@@ -168,8 +166,6 @@ class ClientCore:
             return self._resumed(ledger, reply)
         return self._answered(flight, flight.job, reply)
 
-    # What the shell decides.
-
     def retry(self, key: int) -> None:
         """Send a session's refused message again."""
         ledger = self._ledgers.get(key)
@@ -228,10 +224,9 @@ class ClientCore:
             messages.append(message)
             self._flights.append(flight)
 
-    # Replies.
-
     def _ignored(self, flight: Flight, reply: Reply) -> Sequence[Event]:
-        if not flight.ledger.settle_withdrawn(flight, refused=isinstance(reply, ServerError)):
+        refused = isinstance(reply, ServerError) and not reply.applied
+        if not flight.ledger.settle_withdrawn(flight, refused=refused):
             raise ProtocolError("the server applied a frame behind one it refused")
         return []
 
@@ -276,6 +271,8 @@ class ClientCore:
 
     def _refused(self, flight: Flight, error: ServerError) -> Sequence[Event]:
         ledger, job = flight.ledger, flight.job
+        if error.applied and job is not None:
+            return [ledger.finish_failed(job, error)]
         ledger.withdraw(flight, self._flights)
         if error.retryable:
             ledger.waiting = True

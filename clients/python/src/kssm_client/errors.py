@@ -69,6 +69,11 @@ class ServerError(KSSMClientError):
 
     code = "internal"
 
+    @property
+    def applied(self) -> bool:
+        """Whether the frame this answers was applied, although it has no forecast."""
+        return self.details.get("applied") is True
+
 
 class InvalidInputError(ServerError):
     """The request itself is wrong; sending it again unchanged cannot succeed."""

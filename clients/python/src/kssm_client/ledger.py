@@ -149,6 +149,11 @@ class Ledger:
             return Failed(job.ticket, ReplyLostError("the frame was applied, its forecast is gone"))
         return Succeeded(job.ticket, result)
 
+    def finish_failed(self, job: Job, error: KSSMClientError) -> Failed:
+        """The oldest frame was applied, and its number used up, but not answered."""
+        self.finish(job, None)
+        return Failed(job.ticket, error)
+
     def _pass_number(self) -> None:
         self.base += 1
         self.applied = max(self.applied, self.base)
