@@ -52,8 +52,8 @@ class View:
         parts: list[str] = []
         for channel, name in enumerate(self._names):
             truth, made = track.lately(channel, 1)
-            said = "-" if np.isnan(made[0]) else f"{made[0]:.3g}"
-            parts.append(f"{name} {truth[0]:.3g} {self._units[channel]} (said {said})")
+            said = f"(said {number(made[0])})"
+            parts.append(f"{name} {number(truth[0])} {self._units[channel]} {said}")
         return " · ".join(parts)
 
     def _cells(self, track: Track, channel: int) -> list[str | Text]:
