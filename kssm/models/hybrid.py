@@ -52,6 +52,8 @@ class HybridConfig(StackConfig):
             ``n_layers`` give way to the hybrid's.
     """
 
+    d_model: int = 256
+    n_layers: int = 7
     pattern: Sequence[str] = ("kssm", "kssm", "transformer")
     layers: Mapping[str, StackConfig] = field(default_factory=dict[str, StackConfig])
 

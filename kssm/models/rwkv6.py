@@ -41,6 +41,8 @@ class RWKV6Config(StackConfig):
         head_eps: epsilon of the norm of each head's output.
     """
 
+    d_model: int = 256
+    n_layers: int = 5
     head_size: int = 64
     d_ffn: int = 768
     mix_rank: int = 32

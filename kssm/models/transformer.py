@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kssm.models.base import State, StateSpec
 from kssm.models.layers import RMSNorm, SwiGLU, init_linear
-from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, remember_, state_dtype
+from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, state_dtype
 from kssm.models.tokens import last_valid
 from kssm.models.window import (
     advanced,
@@ -45,6 +45,8 @@ class TransformerConfig(StackConfig):
         norm_eps: epsilon of the norms.
     """
 
+    d_model: int = 256
+    n_layers: int = 6
     n_heads: int = 4
     n_kv_heads: int = 2
     head_size: int = 64
@@ -139,21 +141,20 @@ class TransformerBlock(Block):
         window = self.config.window
         q, k, v = self._project(x)
         step = None if dt is None else dt.unsqueeze(1)
-        phase = self._phases(arena["phase"][slots], x.unsqueeze(1), step).squeeze(1)
+        old_phase, old_count = arena["phase"][slots], arena["count"][slots]
+        phase = self._phases(old_phase, x.unsqueeze(1), step).squeeze(1)
         q, k = rotate(q, phase), rotate(k, phase)
-        stored = arena["count"][slots]
-        count = seen(stored, window)
+        count = seen(old_count, window)
         healthy = torch.isfinite(k).flatten(1).all(1) & torch.isfinite(v).flatten(1).all(1)
         place = (slots, count % window)
         for name, token in (("keys", k), ("values", v)):
             ring = arena[name]
-            new = token.to(ring.dtype)
-            ring[place] = torch.where(healthy[:, None, None], new, ring[place])
-        filled = (count + 1).clamp_max(window)
-        y = attend_ring(q, arena["keys"][slots], arena["values"][slots], filled)
+            ring[place] = torch.where(healthy[:, None, None], token.to(ring.dtype), ring[place])
         healthy = healthy.unsqueeze(1)
-        remember_(arena["phase"], slots, torch.where(healthy, phase, arena["phase"][slots]))
-        remember_(arena["count"], slots, torch.where(healthy, advanced(stored, 1, window), stored))
+        arena["phase"][slots] = torch.where(healthy, phase, old_phase)
+        arena["count"][slots] = torch.where(healthy, advanced(old_count, 1, window), old_count)
+        keys, values = (arena[name].index_select(0, slots) for name in ("keys", "values"))
+        y = attend_ring(q, keys, values, (count + 1).clamp_max(window))
         return self._finish(x, y)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,11 +19,17 @@ PARAMETERS = {"tiny": 70e3, "small": 560e3, "base": 4.5e6, "large": 27e6}
 
 
 @pytest.mark.parametrize("size", PRESETS)
-@pytest.mark.parametrize("name", MODELS)
-def test_presets_of_equal_names_have_about_equally_many_parameters(name: str, size: str) -> None:
+def test_hybrids_have_about_as_many_parameters_as_the_others(size: str) -> None:
     with torch.device("meta"):
-        model = build(name, size)
+        model = build("hybrid", size)
     assert abs(sum(p.numel() for p in model.parameters()) / PARAMETERS[size] - 1) < 0.15
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_default_size_is_base(name: str) -> None:
+    with torch.device("meta"):
+        built, expected = build(name), build(name, preset(name, "base"))
+    assert built.state_spec() == expected.state_spec()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -192,3 +192,13 @@ def test_sizes_are_checked(changes: dict[str, int]) -> None:
     with pytest.raises(InvalidInputError) as error:
         RWKV6Config(**changes)
     assert error.value.code == "invalid_config"
+
+
+def test_autocast_keeps_the_recurrence_in_fp32() -> None:
+    net, x = model(), tokens(100)
+    expected, end = net(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, state = net(x)
+    assert {entry.dtype for entry in state.values()} == {torch.float32}
+    assert relative_error(y.float(), expected) < 0.05
+    assert relative_error(state["layers.0.state"], end["layers.0.state"]) < 0.05

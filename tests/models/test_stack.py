@@ -10,11 +10,16 @@ import torch
 from kssm.models.kssm import KSSM, KSSMConfig
 from kssm.models.mamba import Mamba, MambaConfig
 from kssm.models.mamba2 import Mamba2, Mamba2Config
+from kssm.models.rwkv6 import RWKV6, RWKV6Config
 from kssm.models.s4d import S4D, S4DConfig
 from kssm.models.stack import Stack, StackConfig
+from kssm.models.transformer import Transformer, TransformerConfig
 
 SIZES = {"tiny": 70e3, "small": 560e3, "base": 4.5e6, "large": 27e6}
-MODELS = [(KSSM, KSSMConfig), (Mamba, MambaConfig), (Mamba2, Mamba2Config), (S4D, S4DConfig)]
+MODELS = [
+    *((KSSM, KSSMConfig), (Mamba, MambaConfig), (Mamba2, Mamba2Config), (S4D, S4DConfig)),
+    *((RWKV6, RWKV6Config), (Transformer, TransformerConfig)),
+]
 
 
 @pytest.mark.parametrize(("model", "config"), MODELS)
@@ -60,6 +65,7 @@ def test_a_sick_row_keeps_its_old_state(
     x = torch.randn(3, built.d_model, generator=torch.Generator().manual_seed(1))
     built.step_(x, arena, torch.tensor([1, 2, 3]))
     before = {name: entry.clone() for name, entry in arena.items()}
+    x = x.flip(0)  # other tokens: a shift that only holds the last one must change too
     x[1] = torch.nan
     y = built.step_(x, arena, torch.tensor([1, 2, 3]))
     assert torch.isfinite(y[[0, 2]]).all()

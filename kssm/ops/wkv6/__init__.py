@@ -76,17 +76,17 @@ def wkv6_step_(
         slots: [N] rows of the arena; only scratch rows may occur more than once.
 
     Returns:
-        y [N, H, V] in the arena's dtype. A row whose new state is not finite keeps its old one.
+        y [N, H, V] in the arena's dtype. A row whose new state is not finite
+        (or sums up to something that is not) keeps its old one.
     """
     _check((r, k, v, log_decay), bonus, dims=3)
     r, k, v, log_decay = (t.to(states.dtype) for t in (r, k, v, log_decay))
-    state = states[slots]
-    update = k.unsqueeze(-1) * v.unsqueeze(-2)
-    read = torch.addcmul(state, bonus.to(states.dtype).unsqueeze(-1), update)
-    y = (r.unsqueeze(-2) @ read).squeeze(-2)
-    new = torch.addcmul(update, log_decay.exp().unsqueeze(-1), state)
-    healthy = torch.isfinite(new).flatten(1).all(1)[:, None, None, None]
-    states[slots] = torch.where(healthy, new, state)
+    old = states.index_select(0, slots)
+    own = (r * bonus.to(states.dtype) * k).sum(-1, keepdim=True)
+    y = torch.addcmul((r.unsqueeze(-2) @ old).squeeze(-2), own, v)
+    new = (old * log_decay.exp().unsqueeze(-1)).addcmul_(k.unsqueeze(-1), v.unsqueeze(-2))
+    healthy = torch.isfinite(new.sum((1, 2, 3), keepdim=True))
+    states[slots] = torch.where(healthy, new, old)
     return y
 
 
