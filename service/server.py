@@ -19,6 +19,7 @@ from uvicorn.config import LOGGING_CONFIG
 from service.app import create_app
 from service.core import Service, build_engine
 from service.settings import Settings
+from service.undecodable import TolerantWebSocket
 
 CLOSE_CHECKS: Final = 100
 CLOSE_CHECK_S: Final = 0.02
@@ -86,6 +87,7 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         log_config=_log_config(),
         access_log=False,
         server_header=False,
+        ws=TolerantWebSocket,
         ws_max_size=settings.max_message_bytes,
         ws_per_message_deflate=False,
         # Pings keep the way open and let TCP find dead peers. Missing answers prove nothing: a

@@ -237,3 +237,19 @@ async def test_an_oversized_message_closes_only_its_connection():
         async with connect(live.stream, compression=None) as stream:
             attach = {"type": "session.attach", "session": session}
             assert (await talk.ask(stream, attach))["next_seq"] == 1
+
+
+async def test_text_that_is_not_utf8_costs_an_error_only():
+    with thread_server() as live:
+        async with connect(live.stream, compression=None) as stream:
+            session = (await talk.create(stream))["session"]
+            for message in (b"\xff\xfe", b'{"type": "keepalive", "request_id": "\xc3"}'):
+                await stream.send(message, text=True)
+                reply = await talk.read(stream)
+                assert (reply["type"], reply["error"]["code"]) == ("error", "invalid_json")
+            await stream.send([b'{"type": "keep', b"\xc3", b'"}'], text=True)
+            assert (await talk.read(stream))["error"]["code"] == "invalid_json"
+            await stream.send(['{"type": "keepalive", "request_id": "\u00e9', '\U0001f600"}'])
+            assert (await talk.read(stream))["request_id"] == "\u00e9\U0001f600"
+            reply = await talk.ask(stream, talk.text_frame(session, 0, np.ones((1, 1))))
+            assert reply["type"] == "forecast"
