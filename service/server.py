@@ -19,6 +19,7 @@ from uvicorn.config import LOGGING_CONFIG
 from service.app import create_app
 from service.core import Service, build_engine
 from service.settings import Settings
+from service.stores import open_store
 from service.undecodable import TolerantWebSocket
 
 CLOSE_CHECKS: Final = 100
@@ -99,9 +100,22 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ``KSSMError`` when the model cannot be loaded."""
+    """Serve until SIGTERM or SIGINT.
+
+    Raises ``KSSMError`` when the store cannot be used or the model not be loaded.
+    """
+    asyncio.run(_try_store(settings))
     app = create_app(settings, build_engine(settings))
     make_server(app, settings).run()
+
+
+async def _try_store(settings: Settings) -> None:
+    """What is wrong with the store is said in one line, before the model is loaded."""
+    store = open_store(settings.store)
+    try:
+        await store.open()
+    finally:
+        await store.close()
 
 
 def _log_config() -> dict[str, Any]:

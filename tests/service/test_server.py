@@ -3,8 +3,11 @@ from __future__ import annotations
 import logging
 import signal
 
+import pytest
+
+from kssm.errors import KSSMError
 from service.app import create_app
-from service.server import RedactKeys, make_server
+from service.server import RedactKeys, make_server, run
 from service.settings import Settings
 from tests.service.fakes import FakeEngine
 
@@ -44,6 +47,13 @@ def test_a_peer_that_is_not_read_from_is_not_taken_for_dead():
     config = make_server(create_app(settings, FakeEngine()), settings).config
     assert config.ws_ping_interval
     assert config.ws_ping_timeout is None
+
+
+def test_an_unusable_store_is_told_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KSSMError) as caught:
+        run(Settings(store=tmp_path / "file" / "store", model="no-such-model"))
+    assert caught.value.code == "store_unavailable"
 
 
 def test_the_limits_reach_the_server():
