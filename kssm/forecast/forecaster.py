@@ -284,10 +284,14 @@ class SignalForecaster(nn.Module):
 
 
 def _score(values: Tensor, steps: Tensor, before: Tensor, ahead: Tensor) -> Tensor:
-    """Tail probabilities of values [...] under forecasts ahead [..., 4, 9]; NaN = no score."""
+    """Tail probabilities of values [...] under forecasts ahead [..., 4, 9]; NaN = no score.
+
+    A row is scored once its scale rests on some samples: before that a forecast is a guess, and
+    the first change of a signal would look impossible.
+    """
     k = steps.round().clamp(1, SCORED_HORIZONS).long() - 1
     index = k[..., None, None].expand(*k.shape, 1, ahead.shape[-1])
     quantiles = ahead.gather(-2, index).squeeze(-2).double()
     tail = tail_probability(quantiles, scaler.normalise(values, before))
-    scored = scaler.is_visible(values) & (before[..., 0] > 0)
+    scored = scaler.is_visible(values) & (before[..., 0] >= scaler.WARM_UP)
     return torch.where(scored, tail, torch.nan)

@@ -11,12 +11,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from kssm.ops.scaler_scan import FIELDS, MAX_ABSOLUTE, MEMORY, scan, update
+from kssm.ops.scaler_scan import FIELDS, MAX_ABSOLUTE, MEMORY, WARM_UP, scan, update
 
 __all__ = [
     "FEATURES",
     "FIELDS",
     "MAX_ABSOLUTE",
+    "WARM_UP",
     "denormalise",
     "features",
     "is_visible",

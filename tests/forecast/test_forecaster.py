@@ -178,6 +178,15 @@ def test_surprise_has_a_small_tail_probability(model: SignalForecaster) -> None:
     assert 0 <= float(spike) < 1e-6
 
 
+def test_no_scores_before_eight_samples(model: SignalForecaster) -> None:
+    x = torch.cat([torch.full((9,), 5.0), torch.tensor([6.0])]).double().unsqueeze(0)
+    x[0, 2] = torch.nan
+    _, tails = stream(model, x)
+    assert tails[0, :9].isnan().all()
+    assert tails[0, 9] < 1e-6
+    assert torch.equal(model.prefill(x, model.initial_state(1)).tail.isnan(), tails.isnan())
+
+
 def test_bad_arguments(model: SignalForecaster) -> None:
     state = model.prefill(signals(), model.initial_state(3)).state
     for levels in ((), (0.0,), (1.0,), (0.5, float("nan"))):

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 enum { FIELDS = 7, FEATURES = 9, LEVELS = 9, MEDIAN = 4, SCORED_HORIZONS = 4 };
+#define WARM_UP 8.0 /* visible samples before a scale is trusted */
 
 typedef struct {
     double count, mean, variance, difference, fast_mean, last, gap;
@@ -40,7 +41,7 @@ static Statistics update(const Statistics *old, double x, double dt) {
         s.gap = old->gap + dt;
         return s;
     }
-    int first = old->count == 0, warm = old->count >= 8.0;
+    int first = old->count == 0, warm = old->count >= WARM_UP;
     double mean = first ? x : old->mean, last = first ? x : old->last;
     double fast_mean = first ? x : old->fast_mean;
     s.count = old->count + 1.0;
@@ -97,7 +98,7 @@ static double cumulative(const float *quantiles, double x) {
 
 /* Two-sided tail probability of a value under the forecasts made before it; NaN = no score. */
 static double score(double value, double dt, const Statistics *before, const float *forecast) {
-    if (!is_visible(value) || !(before->count > 0)) return NAN;
+    if (!is_visible(value) || !(before->count >= WARM_UP)) return NAN;
     double ahead = rint(dt);
     int k = ahead >= SCORED_HORIZONS ? SCORED_HORIZONS - 1 : ahead > 1 ? (int)ahead - 1 : 0;
     double below = cumulative(forecast + k * LEVELS, normalise(value, before));

@@ -19,6 +19,8 @@ MEMORY: Final = 512.0
 FAST_MEMORY: Final = 16.0
 CLIP: Final = 16.0
 WARM_UP: Final = 8.0
+"""Visible samples before a row's scale is trusted."""
+
 MAX_ABSOLUTE: Final = 1e30
 """Largest magnitude that counts as a sample: anything else is missing."""
 
