@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Final
 
 from kssm.runtime import Engine, EngineConfig
 from service.auth import Authenticator
@@ -14,6 +15,9 @@ from service.settings import Settings
 from service.stores import Store, open_store
 
 logger = logging.getLogger("kssm.service")
+
+MAX_EXPIRY_PAUSE_S: Final = 600.0
+"""Longest time between two looks for unused sessions."""
 
 
 class Service:
@@ -28,6 +32,7 @@ class Service:
         self._store: Store | None = None
         self._manager: SessionManager | None = None
         self._drained = False
+        self._expiry: asyncio.Task[None] | None = None
 
     @property
     def engine(self) -> Engine:
@@ -58,6 +63,7 @@ class Service:
         await manager.start()
         self._engine.start()
         self._manager = manager
+        self._expiry = asyncio.create_task(self._expire(self.settings.session_ttl_s))
         stats = self._engine.stats
         self.metrics.watch(stats, lambda: manager.sessions, lambda: len(self.connections))
 
@@ -66,6 +72,8 @@ class Service:
         if self._manager is None or self._drained:
             return
         self._drained = True
+        if self._expiry is not None:
+            self._expiry.cancel()
         self._manager.refuse()
         patience = self.settings.drain_timeout_s
         await asyncio.gather(*(stream.goaway(patience) for stream in list(self.connections)))
@@ -83,6 +91,16 @@ class Service:
             await asyncio.to_thread(self.engine.close)
         if self._store is not None:
             await self._store.close()
+
+    async def _expire(self, ttl_s: float) -> None:
+        """Look for unused sessions every so often, until cancelled."""
+        while ttl_s:
+            await asyncio.sleep(min(ttl_s / 4, MAX_EXPIRY_PAUSE_S))
+            try:
+                if ended := await self.manager.expire():
+                    logger.info("ended %d sessions unused for %s s", ended, ttl_s)
+            except Exception:
+                logger.exception("unused sessions could not be ended")
 
     async def _deliver(self, patience_s: float) -> None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -172,6 +173,16 @@ class SessionManager:
     def delete(self, tenant: str, session_id: str) -> asyncio.Future[None]:
         """End the session and forget it."""
         return self._in_lane(tenant, session_id, lambda entry: in_task(self._delete(entry)))
+
+    async def expire(self) -> int:
+        """End the sessions unused for longer than the limit; returns how many there were."""
+        ttl = self._settings.session_ttl_s
+        if not ttl or self._draining:
+            return 0
+        unused = await self._residency.unused_since(time.time() - ttl)
+        endings = [self.delete(tenant, session_id) for tenant, session_id in unused]
+        outcomes = await asyncio.gather(*endings, return_exceptions=True)
+        return sum(not isinstance(outcome, BaseException) for outcome in outcomes)
 
     def refuse(self) -> None:
         """From now on every call fails with `draining`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -37,11 +38,15 @@ class Live:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A session's place in memory: its lane, and the session itself unless it rests."""
+    """A session's place in memory: its lane, and the session itself unless it rests.
+
+    ``used_at`` is when a message last named it, in Unix seconds.
+    """
 
     tenant: str
     session_id: str
     lane: Lane
+    used_at: float
     live: Live | None = None
 
 
@@ -65,10 +70,19 @@ class Residency:
         key = (tenant, session_id)
         found = self._entries.get(key)
         if found is None:
-            found = self._entries[key] = Entry(tenant, session_id, Lane(self._lane_limit))
+            lane = Lane(self._lane_limit)
+            found = self._entries[key] = Entry(tenant, session_id, lane, time.time())
         else:
             self._entries.move_to_end(key)
+            found.used_at = time.time()
         return found
+
+    async def unused_since(self, moment: float) -> list[tuple[str, str]]:
+        """Tenant and id of the sessions, in memory or at rest, last used before ``moment``."""
+        stored = await self._store.unused_since(moment)
+        resting = [key for key in stored if key not in self._entries]
+        idle = [key for key, e in self._entries.items() if e.used_at < moment and not e.lane.busy]
+        return resting + idle
 
     def adopt(self, session: Session, rows: int) -> None:
         """Keep a new session."""
@@ -139,15 +153,16 @@ class Residency:
         """Write every session that changed since it was last written."""
         dirty = [entry for entry in self._entries.values() if entry.live and entry.live.dirty]
         for start in range(0, len(dirty), FLUSH_BATCH):
-            lives = [entry.live for entry in dirty[start : start + FLUSH_BATCH] if entry.live]
+            batch = dirty[start : start + FLUSH_BATCH]
             outcomes = await asyncio.gather(
-                *map(self._record_in_turn, lives), return_exceptions=True
+                *map(self._record_in_turn, batch), return_exceptions=True
             )
             await self._store.put([found for found in outcomes if isinstance(found, Record)])
-            for live, outcome in zip(lives, outcomes, strict=True):
-                live.dirty = isinstance(outcome, BaseException)
+            for entry, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, BaseException):
-                    logger.error("session %s was not saved", live.session.id, exc_info=outcome)
+                    logger.error("session %s was not saved", entry.session_id, exc_info=outcome)
+                elif entry.live is not None:
+                    entry.live.dirty = False
 
     async def _load(self, entry: Entry) -> Live:
         record = await self._store.get(entry.tenant, entry.session_id)
@@ -185,16 +200,17 @@ class Residency:
         if live is None:
             return
         if live.dirty:
-            await self._store.put([await self._record(live)])
+            await self._store.put([await self._record(entry)])
         await self.release(live.rows)
         entry.live = None
         self.discard(entry)
 
-    def _record_in_turn(self, live: Live) -> asyncio.Future[Record]:
-        lane = self.entry(live.session.tenant, live.session.id).lane
-        return lane.run(lambda: in_task(self._record(live)))
+    def _record_in_turn(self, entry: Entry) -> asyncio.Future[Record]:
+        return entry.lane.run(lambda: in_task(self._record(entry)))
 
-    async def _record(self, live: Live) -> Record:
-        session = live.session
-        body = encode_session(session)
-        return Record(session.tenant, session.id, body, await self.export(live, {}))
+    async def _record(self, entry: Entry) -> Record:
+        if entry.live is None:
+            raise session_not_found()
+        body = encode_session(entry.live.session)
+        state = await self.export(entry.live, {})
+        return Record(entry.tenant, entry.session_id, body, state, entry.used_at)

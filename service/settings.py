@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     max_body_bytes: Positive = 16 << 20
     max_in_flight: Positive = 256
     """Unanswered messages of one connection."""
+    session_ttl_s: Annotated[float, Field(ge=0)] = 7 * 86400.0
+    """How long a session may go unused before it is ended; 0 keeps all."""
     drain_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
 
     @model_validator(mode="before")

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A session at rest: ``body`` is its JSON, ``state`` its signed snapshot."""
+    """A session at rest: ``body`` is its JSON, ``state`` its signed snapshot.
+
+    ``used_at`` is when it was last used, in Unix seconds.
+    """
 
     tenant: str
     session_id: str
     body: bytes
     state: bytes
+    used_at: float = 0.0
 
 
 class Store(ABC):
@@ -42,6 +46,10 @@ class Store(ABC):
     @abstractmethod
     async def delete(self, tenant: str, session_id: str) -> bool:
         """Forget a record; says whether there was one."""
+
+    @abstractmethod
+    async def unused_since(self, moment: float) -> Sequence[tuple[str, str]]:
+        """Tenant and session id of the records last used before ``moment`` (Unix seconds)."""
 
     @abstractmethod
     async def count(self) -> int:

@@ -35,6 +35,10 @@ class MemoryStore(Store):
         """Forget a record; says whether there was one."""
         return self._records.pop((tenant, session_id), None) is not None
 
+    async def unused_since(self, moment: float) -> Sequence[tuple[str, str]]:
+        """Tenant and session id of the records last used before ``moment`` (Unix seconds)."""
+        return [key for key, record in self._records.items() if record.used_at < moment]
+
     async def count(self) -> int:
         """Number of records."""
         return len(self._records)

@@ -24,10 +24,11 @@ Ts = TypeVarTuple("Ts")
 FILE_NAME: Final = "sessions.sqlite3"
 _SESSIONS: Final = (
     "CREATE TABLE IF NOT EXISTS sessions (tenant TEXT NOT NULL, session_id TEXT NOT NULL, "
-    "body BLOB NOT NULL, state BLOB NOT NULL, PRIMARY KEY (tenant, session_id))"
+    "body BLOB NOT NULL, state BLOB NOT NULL, used_at REAL NOT NULL, "
+    "PRIMARY KEY (tenant, session_id))"
 )
 _SECRETS: Final = "CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL)"
-_VERSION: Final = 1
+_VERSION: Final = 2
 LOCK_PATIENCE_S: Final = 5.0
 """How long a server that is just stopping may still hold the file."""
 
@@ -65,6 +66,10 @@ class SQLiteStore(Store):
     async def delete(self, tenant: str, session_id: str) -> bool:
         """Forget a record; says whether there was one."""
         return await self._call(_delete, tenant, session_id)
+
+    async def unused_since(self, moment: float) -> Sequence[tuple[str, str]]:
+        """Tenant and session id of the records last used before ``moment`` (Unix seconds)."""
+        return await self._call(_unused_since, moment)
 
     async def count(self) -> int:
         """Number of records."""
@@ -113,17 +118,17 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 
 def _get(connection: sqlite3.Connection, tenant: str, session_id: str) -> Record | None:
-    query = "SELECT body, state FROM sessions WHERE tenant=? AND session_id=?"
+    query = "SELECT body, state, used_at FROM sessions WHERE tenant=? AND session_id=?"
     row = connection.execute(query, (tenant, session_id)).fetchone()
-    return None if row is None else Record(tenant, session_id, row[0], row[1])
+    return None if row is None else Record(tenant, session_id, *row)
 
 
 def _put(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
     query = (
-        "INSERT INTO sessions VALUES (?, ?, ?, ?) ON CONFLICT (tenant, session_id) "
-        "DO UPDATE SET body=excluded.body, state=excluded.state"
+        "INSERT INTO sessions VALUES (?, ?, ?, ?, ?) ON CONFLICT (tenant, session_id) "
+        "DO UPDATE SET body=excluded.body, state=excluded.state, used_at=excluded.used_at"
     )
-    values = [(r.tenant, r.session_id, r.body, r.state) for r in records]
+    values = [(r.tenant, r.session_id, r.body, r.state, r.used_at) for r in records]
     connection.execute("BEGIN IMMEDIATE")
     try:
         connection.executemany(query, values)
@@ -136,6 +141,11 @@ def _put(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
 def _delete(connection: sqlite3.Connection, tenant: str, session_id: str) -> bool:
     query = "DELETE FROM sessions WHERE tenant=? AND session_id=?"
     return connection.execute(query, (tenant, session_id)).rowcount > 0
+
+
+def _unused_since(connection: sqlite3.Connection, moment: float) -> list[tuple[str, str]]:
+    query = "SELECT tenant, session_id FROM sessions WHERE used_at < ?"
+    return connection.execute(query, (moment,)).fetchall()
 
 
 def _count(connection: sqlite3.Connection) -> int:

@@ -175,3 +175,48 @@ async def test_a_stopping_server_finishes_what_it_accepted(tmp_path):
     assert record is not None
     assert b'"next_seq":3' in record.body
     await store.close()
+
+
+async def test_unused_sessions_end_in_use_or_at_rest(settings, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    limited = settings.model_copy(update={"session_ttl_s": 100.0})
+    engine, store = FakeEngine(max_rows=2), MemoryStore()
+    manager = manager_of(limited, engine, store)
+    resting, idle = await create(manager), await create(manager)
+    used = await create(manager)
+    assert (await store.count(), manager.sessions) == (1, 3)
+    now = 1090.0
+    await manager.append("t", used, frame(0))
+    assert await manager.expire() == 0
+    now = 1101.0
+    assert await manager.expire() == 2
+    assert (await store.count(), manager.sessions, len(engine.totals)) == (0, 1, 1)
+    for gone in (resting, idle):
+        assert await code_of(manager.get("t", gone)) == "session_not_found"
+    assert (await manager.append("t", used, frame(1))).seq == 1
+
+
+async def test_sessions_are_kept_for_ever_where_there_is_no_limit(settings, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    manager = manager_of(
+        settings.model_copy(update={"session_ttl_s": 0.0}), FakeEngine(), MemoryStore()
+    )
+    session = await create(manager)
+    now = 1e12
+    assert await manager.expire() == 0
+    assert (await manager.get("t", session)).next_seq == 0
+
+
+async def test_the_service_looks_for_unused_sessions_by_itself(settings):
+    service = Service(settings.model_copy(update={"session_ttl_s": 0.04}), FakeEngine())
+    await service.start()
+    await create(service.manager)
+    for _ in range(500):
+        if not service.manager.sessions:
+            break
+        await asyncio.sleep(0.01)
+    assert service.manager.sessions == 0
+    await service.stop()
+    assert service.engine.totals == {}

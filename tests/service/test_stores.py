@@ -48,6 +48,14 @@ async def test_delete_says_whether_there_was_one(store):
     assert await store.get("t", "a") is None
 
 
+async def test_records_unused_since_a_moment(store):
+    await store.put([Record("t", "a", b"{}", b"", 10.0), Record("t", "b", b"{}", b"", 20.0)])
+    assert list(await store.unused_since(20.0)) == [("t", "a")]
+    await store.put([Record("t", "a", b"{}", b"", 30.0)])
+    assert list(await store.unused_since(20.0)) == []
+    assert (await store.get("t", "a")).used_at == 30.0
+
+
 async def test_nothing_to_put(store):
     await store.put([])
     assert await store.count() == 0
