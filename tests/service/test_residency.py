@@ -210,7 +210,8 @@ async def test_sessions_are_kept_for_ever_where_there_is_no_limit(settings, monk
 
 
 async def test_the_service_looks_for_unused_sessions_by_itself(settings):
-    service = Service(settings.model_copy(update={"session_ttl_s": 0.04}), FakeEngine())
+    engine = FakeEngine()
+    service = Service(settings.model_copy(update={"session_ttl_s": 0.04}), engine)
     await service.start()
     await create(service.manager)
     for _ in range(500):
@@ -219,4 +220,4 @@ async def test_the_service_looks_for_unused_sessions_by_itself(settings):
         await asyncio.sleep(0.01)
     assert service.manager.sessions == 0
     await service.stop()
-    assert service.engine.totals == {}
+    assert engine.totals == {}
