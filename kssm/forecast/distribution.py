@@ -16,6 +16,9 @@ from kssm.errors import InvalidInputError
 
 LEVELS: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MEDIAN = LEVELS.index(0.5)
+SCORED_HORIZONS = 4
+"""Forecasts kept at hand to score a sample that arrives up to this many intervals later."""
+
 _OUTER_Z = 1.2815515655446004  # standard normal quantile at 0.9
 _MIN_SPREAD = 1e-6  # of the outer quantiles around the median, in normalised units
 

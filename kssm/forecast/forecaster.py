@@ -7,7 +7,7 @@ the last forecast; everything a forecast needs is in it, and it never grows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple, Self
 
@@ -16,14 +16,18 @@ from torch import Tensor, nn
 
 from kssm.errors import InvalidInputError
 from kssm.forecast import scaler
-from kssm.forecast.distribution import LEVELS, check_levels, interpolate, tail_probability
+from kssm.forecast.distribution import (
+    LEVELS,
+    SCORED_HORIZONS,
+    check_levels,
+    interpolate,
+    tail_probability,
+)
 from kssm.forecast.head import QuantileHead
 from kssm.forecast.native import NativeModel
 from kssm.models import KSSM, KSSMConfig, State, StateSpec
+from kssm.models.base import fresh_state
 from kssm.models.layers import init_linear
-
-SCORED_HORIZONS = 4
-"""Forecasts kept at hand to score a sample that arrives up to this many intervals later."""
 
 MAX_NORMALISED = 12.0
 """Bound on normalised quantiles: sinh(12) is 81,000 scales from the location."""
@@ -101,10 +105,7 @@ class SignalForecaster(nn.Module):
 
     def initial_state(self, rows: int) -> State:
         """State of ``rows`` rows that have seen nothing, on the model's device."""
-        return {
-            name: torch.zeros(rows, *shape, dtype=dtype, device=self.device)
-            for name, (shape, dtype) in self.state_spec().items()
-        }
+        return fresh_state(self.state_spec(), rows, self.device)
 
     @torch.inference_mode()
     def prefill(
@@ -192,12 +193,18 @@ class SignalForecaster(nn.Module):
         arena["scaler"][rows] = torch.where(healthy.unsqueeze(-1), after, before)
         return StepOutput(tail, healthy)
 
+    def forecast_entries(self, horizon: int) -> Collection[str]:
+        """The state entries that ``forecast`` reads: few, unless the horizon needs a roll-out."""
+        spec = self.state_spec()
+        return spec if horizon > self.config.head_horizon else ("scaler", "forecast")
+
     @torch.inference_mode()
     def forecast(self, state: State, horizon: int, levels: Sequence[float]) -> Tensor:
         """Quantiles of the next ``horizon`` samples [B, horizon, len(levels)], float64.
 
         Past the head's own horizon a copy of the state is fed missing samples and read again.
-        Rows that have seen no value yet give NaN. ``state`` is never modified.
+        Rows that have seen no value yet give NaN. ``state`` is never modified, and needs only
+        the ``forecast_entries``.
         """
         if horizon < 1:
             raise InvalidInputError("horizon must be at least 1", code="invalid_horizon")

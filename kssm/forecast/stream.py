@@ -58,5 +58,6 @@ class Stream:
         self, horizon: int = 24, levels: Sequence[float] = (0.1, 0.5, 0.9)
     ) -> NDArray[np.float64]:
         """Quantiles of the next samples [channels, horizon, len(levels)]."""
-        rows = {name: entry[self._slots] for name, entry in self._arena.items()}
+        names = self._model.forecast_entries(horizon)
+        rows = {name: self._arena[name][self._slots] for name in names}
         return self._model.forecast(rows, horizon, levels).cpu().numpy()

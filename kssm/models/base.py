@@ -21,6 +21,14 @@ State = dict[str, Tensor]
 """State of some rows: every entry of the spec as a tensor [rows, ...]."""
 
 
+def fresh_state(spec: StateSpec, rows: int, device: torch.device) -> State:
+    """State of ``rows`` rows that have seen nothing: zeros."""
+    return {
+        name: torch.zeros(rows, *shape, dtype=dtype, device=device)
+        for name, (shape, dtype) in spec.items()
+    }
+
+
 class SequenceModel(nn.Module, ABC):
     """Maps tokens [B, T, d_model] to tokens of the same shape, carrying a state for each row."""
 
@@ -45,11 +53,7 @@ class SequenceModel(nn.Module, ABC):
 
     def initial_state(self, rows: int) -> State:
         """State of ``rows`` fresh rows, on the model's device."""
-        device = next(self.parameters()).device
-        return {
-            name: torch.zeros(rows, *shape, dtype=dtype, device=device)
-            for name, (shape, dtype) in self.state_spec().items()
-        }
+        return fresh_state(self.state_spec(), rows, next(self.parameters()).device)
 
     def forward(
         self,

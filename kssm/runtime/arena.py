@@ -7,6 +7,7 @@ apart from the slot's next owner.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,10 +108,14 @@ class Arena:
             fresh = self._initial[name]
             tensor.index_copy_(0, index, fresh.expand(len(rows), *fresh.shape[1:]))
 
-    def gather(self, slots: Slots) -> State:
-        """A copy of the state at ``slots`` (0 = the padding row), [len(slots), ...] per entry."""
+    def gather(self, slots: Slots, names: Collection[str] | None = None) -> State:
+        """A copy of the state at ``slots`` (0 = the padding row), [len(slots), ...] per entry.
+
+        ``names`` are the entries to copy, None = all.
+        """
         index = self.index(slots)
-        return {name: tensor.index_select(0, index) for name, tensor in self.tensors.items()}
+        wanted = self.tensors if names is None else names
+        return {name: self.tensors[name].index_select(0, index) for name in wanted}
 
     def write(self, slots: Slots, state: State) -> None:
         """Overwrite the state at ``slots`` with ``state`` ([len(slots), ...] per entry)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kssm.errors import InvalidInputError
+from kssm.forecast.gaps import MAX_GAP
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class EngineConfig:
     chunk_tokens: int = 512
     prefill_min: int = 16
     max_pending: int = 65536
-    max_gap: int = 1024
+    max_gap: int = MAX_GAP
     max_horizon: int = 16384
 
     def __post_init__(self) -> None:

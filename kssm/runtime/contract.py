@@ -6,7 +6,7 @@ same four methods, which is how the runtime is tested without a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -78,6 +78,10 @@ class Forecaster(Protocol):
         self, values: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None
     ) -> StepOutput:
         """Advance the arena's rows ``slots`` [N] (-1 = padding) by values [N] in place."""
+        ...
+
+    def forecast_entries(self, horizon: int) -> Collection[str]:
+        """The state entries that ``forecast`` reads for such a horizon."""
         ...
 
     def forecast(self, state: State, horizon: int, levels: Sequence[float]) -> Tensor:

@@ -55,7 +55,8 @@ class Executor:
     def forecast(self, slots: Slots, query: Query) -> Tensor:
         """Quantiles [B', horizon, Q] of rows ``slots`` [B], B' >= B."""
         padding = np.zeros(self._room(len(slots)) - len(slots), dtype=np.int64)
-        state = self.arena.gather(np.concatenate([slots, padding]))
+        names = self._forecaster.forecast_entries(query.horizon)
+        state = self.arena.gather(np.concatenate([slots, padding]), names)
         return self._forecaster.forecast(state, query.horizon, query.levels)
 
     def forecast_state(self, state: State, query: Query) -> Floats:

@@ -24,7 +24,7 @@ class Streams:
     """Runs one token of each job; keeps no jobs of its own.
 
     A job is atomic whatever the model does: its rows are kept aside before its first token, and
-    put back when it fails. (The copy costs about a hundredth of the step.)
+    put back when it fails. (The copy costs about 4% of a compiled step.)
     """
 
     def __init__(self, executor: Executor, reader: Reader, recorder: Recorder) -> None:

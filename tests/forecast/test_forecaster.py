@@ -98,6 +98,16 @@ def test_forecast_leaves_the_state_alone(model: SignalForecaster) -> None:
     assert all(torch.equal(state[name], copy[name]) for name in copy)
 
 
+@pytest.mark.parametrize("horizon", [1, 16, 17, 40])
+def test_forecasts_read_only_the_entries_they_name(model: SignalForecaster, horizon: int) -> None:
+    state = model.prefill(signals(), model.initial_state(3)).state
+    part = {name: state[name] for name in model.forecast_entries(horizon)}
+    assert len(part) == (2 if horizon <= 16 else len(state))
+    assert torch.equal(
+        model.forecast(part, horizon, LEVELS), model.forecast(state, horizon, LEVELS)
+    )
+
+
 def test_rows_without_any_value_forecast_nan(model: SignalForecaster) -> None:
     x = signals()
     x[1] = torch.nan

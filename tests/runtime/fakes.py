@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,6 +75,9 @@ class SmoothingForecaster:
         for name, tensor in arena.items():
             tensor[index[kept]] = new[name][kept]
         return Stepped(tail, healthy)
+
+    def forecast_entries(self, horizon: int) -> Collection[str]:
+        return ("level", "moments")
 
     def forecast(self, state: State, horizon: int, levels: Sequence[float]) -> Tensor:
         self._enter("forecast", len(state["level"]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor, nn
 
+from kssm.forecast.distribution import SCORED_HORIZONS
 from kssm.forecast.native.library import Library, Sizes
 from kssm.forecast.scaler import FEATURES
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 _UNUSED = frozenset({"head.spread"})  # constants the C code has of its own
-SCORED_HORIZONS: Final = 4
-"""Horizons that ``score`` in signal.h reads."""
 _ALIGNMENT: Final = 64  # bytes of a cache line
 
 
