@@ -56,6 +56,8 @@ class KSSMConfig(StackConfig):
 class KSSMBlock(Block):
     """RMSNorm -> (x, z) -> causal conv -> selective rotation scan -> gate -> feed-forward."""
 
+    recurrent = frozenset(ScanParameters._fields)
+
     def __init__(self, config: KSSMConfig) -> None:
         super().__init__()
         inner, rank = config.d_inner, config.rank

@@ -58,6 +58,8 @@ class S4DConfig(StackConfig):
 class S4DBlock(Block):
     """RMSNorm -> diagonal state space -> GELU -> gated projection -> feed-forward."""
 
+    recurrent = frozenset({"log_step", "log_decay", "frequency"})
+
     def __init__(self, config: S4DConfig) -> None:
         super().__init__()
         width, modes = config.d_model, config.d_state

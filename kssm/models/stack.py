@@ -7,7 +7,7 @@ A block knows its own state by short names ("window", "state", ...); the stack p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self, cast
 
@@ -51,7 +51,27 @@ class StackConfig:
 
 
 class Block(nn.Module, ABC):
-    """One layer of a stack: tokens of the residual stream in and out, and a state of its own."""
+    """One layer of a stack: tokens of the residual stream in and out, and a state of its own.
+
+    Attributes:
+        recurrent: the layer's own tensors that stay in fp32 (fp64) when the rest becomes 16-bit.
+            They set time constants and frequencies, whose rounding errors grow with every token,
+            and weigh next to nothing.
+    """
+
+    recurrent: ClassVar[frozenset[str]] = frozenset()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Behind ``to``, ``half``, ``bfloat16``, ``cuda`` and the like."""
+        own = [getattr(self, name) for name in self.recurrent]
+        kept = {id(tensor) for each in own for tensor in (each, each.grad) if tensor is not None}
+
+        def precise(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            shortened = id(tensor) in kept and new.dtype in (torch.float16, torch.bfloat16)
+            return tensor.to(new.device) if shortened else new
+
+        return super()._apply(precise, recurse)
 
     @abstractmethod
     def state_spec(self) -> StateSpec:
