@@ -1,0 +1,1 @@
+"""How good forecasts are: tasks, scores, calibration, and forecasting them both ways."""
