@@ -45,7 +45,6 @@ def test_windows_without_a_seasonal_error_do_not_count() -> None:
 def test_the_seasonal_naive_repeats_the_last_season() -> None:
     season = np.array([3.0, 1.0, 4.0], dtype=np.float32)
     values = np.tile(season, 10)
-    values[-5] = np.nan
     task = replace(
         toy_task(),
         prediction_length=4,
