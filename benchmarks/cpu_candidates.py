@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kssm.forecast import SignalForecaster
+from kssm.forecast.native.weights import kssm_sizes
 from kssm.models.kssm import KSSMBlock
 
 Step = Callable[[Tensor], object]
@@ -27,7 +28,7 @@ class LeanStep(nn.Module):
     def __init__(self, model: SignalForecaster) -> None:
         super().__init__()
         self.model = model
-        config = model.config.backbone
+        config = kssm_sizes(model.config)
         self.group = config.group_size
         blocks = range(config.n_layers)
         self.windows = [torch.zeros(config.conv_width, config.d_inner) for _ in blocks]
@@ -80,7 +81,7 @@ def torch_compiled(model: SignalForecaster) -> Step:
 def numba_step(model: SignalForecaster) -> Step:
     """The same as loops for numba (not a dependency: ``pip install numba`` first)."""
     weights = [np.ascontiguousarray(t.detach().numpy()) for t in _ordered(model)]
-    config = model.config.backbone
+    config = kssm_sizes(model.config)
     run: Any = importlib.import_module("benchmarks.kernel_numba").run
     ends, layers = weights[:6], weights[6:]
     matrices = tuple(np.stack(layers[i::20]) for i in range(20))

@@ -67,7 +67,8 @@ def flops(model: SignalForecaster) -> int:
     c = model.config
     shapes = [shape for _, shape in weights.expected(c) if len(shape) == 2]
     rest = c.head_hidden * (c.head_horizon - weights.SCORED_HORIZONS) * 10
-    conv = c.backbone.n_layers * c.backbone.conv_width * c.backbone.d_inner
+    backbone = weights.kssm_sizes(c)
+    conv = backbone.n_layers * backbone.conv_width * backbone.d_inner
     return 2 * (sum(outputs * inputs for outputs, inputs in shapes) - rest - conv)
 
 

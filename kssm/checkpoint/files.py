@@ -1,49 +1,55 @@
-"""Reading and writing checkpoint folders; every problem of a file is named in one error."""
+"""Checkpoint folders: ``config.json`` and the weights; models written as a whole."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
+from kssm.checkpoint.folder import write_tensors
+from kssm.checkpoint.precision import check_dtype, matrix_names
 from kssm.errors import CheckpointError
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-_MAX_NAMED = 20
+CONFIG_FILE: Final = "config.json"
 
 
-def save_checkpoint(
-    folder: str | Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], *, half: bool
+def save_model(
+    folder: str | Path,
+    config: Mapping[str, Any],
+    model: nn.Module,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int | None = None,
 ) -> None:
-    """Write a checkpoint folder.
+    """Write a checkpoint folder under the model's own names.
 
     Args:
         folder: created when missing; files in it are replaced.
         config: JSON-ready description of the model.
-        weights: tensors by name.
-        half: store matrices as fp16 (vectors stay as they are: biases of the recurrence near its
-            stability limit need their precision, and weigh nothing).
+        model: whose weights to write.
+        dtype: of the matrices (f16, bf16, f32 or f64; others stay as they are, see
+            ``precision``), None = the model's own.
+        max_shard_bytes: write shards of about this size, None = one file.
     """
+    tensors = dict(model.state_dict())
+    if dtype is not None:
+        check_dtype(dtype)
+        for name in matrix_names(model):
+            tensors[name] = tensors[name].to(dtype)
+    write_config(folder, config)
+    write_tensors(folder, tensors, max_shard_bytes)
+
+
+def write_config(folder: str | Path, config: Mapping[str, Any]) -> None:
+    """Write ``config.json``, creating the folder when missing."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    tensors = {name: _for_disk(tensor, half) for name, tensor in weights.items()}
-    weights_file, config_file = path / WEIGHTS_FILE, path / CONFIG_FILE
-    save_file(tensors, weights_file)
-    config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    # safetensors makes files that only their owner can read; a model is to be served by others.
-    weights_file.chmod(config_file.stat().st_mode)
-
-
-def _for_disk(tensor: Tensor, half: bool) -> Tensor:
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor.half() if half and tensor.dim() >= 2 else tensor
+    (path / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -58,38 +64,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def load_weights(model: nn.Module, folder: str | Path) -> None:
-    """Load a folder's weights into ``model``, converting floating dtypes to the model's.
-
-    Tensors are read lazily, one at a time. Raises ``CheckpointError`` that names every missing,
-    unexpected, misshapen and non-finite tensor; the model is untouched then.
-    """
-    path = Path(folder) / WEIGHTS_FILE
-    target = model.state_dict()
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            problems = [f"missing {name}" for name in sorted(target.keys() - names)]
-            problems += [f"unexpected {name}" for name in sorted(names - target.keys())]
-            loaded: dict[str, Tensor] = {}
-            for name in sorted(names & target.keys()):
-                tensor = file.get_tensor(name)
-                problems += _problems(name, tensor, target[name])
-                loaded[name] = tensor.to(target[name].dtype)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if problems:
-        shown = "; ".join(problems[:_MAX_NAMED])
-        rest = len(problems) - _MAX_NAMED
-        raise CheckpointError(f"{path}: {shown}" + (f"; and {rest} more" if rest > 0 else ""))
-    model.load_state_dict(loaded)
-
-
-def _problems(name: str, tensor: Tensor, target: Tensor) -> list[str]:
-    if tensor.shape != target.shape:
-        return [f"{name} has shape {list(tensor.shape)}, expected {list(target.shape)}"]
-    if not tensor.is_floating_point():
-        return [f"{name} has dtype {tensor.dtype}, expected floating point"]
-    if not bool(torch.isfinite(tensor).all()):
-        return [f"{name} holds non-finite values"]
-    return []
+def fingerprint(description: str, model: nn.Module) -> str:
+    """Hex digest of a model's description and every bit of its weights."""
+    digest = hashlib.sha256(description.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]

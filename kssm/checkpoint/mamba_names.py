@@ -10,7 +10,7 @@ from typing import Final
 
 from torch import Tensor
 
-from kssm.checkpoint.names import NameMap, Weight
+from kssm.checkpoint.names import NameMap, single
 
 
 def _taps_first(weight: Tensor) -> Tensor:
@@ -23,27 +23,27 @@ def _channels_first(weight: Tensor) -> Tensor:
     return weight.t().unsqueeze(1).contiguous()
 
 
-_ONCE: Final = (Weight("norm_f.weight", "norm.weight"),)
+_ONCE: Final = (single("norm_f.weight", "norm.weight"),)
 
 _MIXER: Final = (
-    Weight("layers.{i}.norm.weight", "blocks.{i}.norm.weight"),
-    Weight("layers.{i}.mixer.in_proj.weight", "blocks.{i}.in_proj.weight"),
-    Weight(
+    single("layers.{i}.norm.weight", "blocks.{i}.norm.weight"),
+    single("layers.{i}.mixer.in_proj.weight", "blocks.{i}.in_proj.weight"),
+    single(
         "layers.{i}.mixer.conv1d.weight", "blocks.{i}.conv.weight", _taps_first, _channels_first
     ),
-    Weight("layers.{i}.mixer.conv1d.bias", "blocks.{i}.conv.bias"),
-    Weight("layers.{i}.mixer.A_log", "blocks.{i}.a_log"),
-    Weight("layers.{i}.mixer.D", "blocks.{i}.skip"),
-    Weight("layers.{i}.mixer.out_proj.weight", "blocks.{i}.out_proj.weight"),
+    single("layers.{i}.mixer.conv1d.bias", "blocks.{i}.conv.bias"),
+    single("layers.{i}.mixer.A_log", "blocks.{i}.a_log"),
+    single("layers.{i}.mixer.D", "blocks.{i}.skip"),
+    single("layers.{i}.mixer.out_proj.weight", "blocks.{i}.out_proj.weight"),
 )
 
 MAMBA_NAMES: Final = NameMap(
     _ONCE,
     (
         *_MIXER,
-        Weight("layers.{i}.mixer.x_proj.weight", "blocks.{i}.select.weight"),
-        Weight("layers.{i}.mixer.dt_proj.weight", "blocks.{i}.dt_up.weight"),
-        Weight("layers.{i}.mixer.dt_proj.bias", "blocks.{i}.dt_bias"),
+        single("layers.{i}.mixer.x_proj.weight", "blocks.{i}.select.weight"),
+        single("layers.{i}.mixer.dt_proj.weight", "blocks.{i}.dt_up.weight"),
+        single("layers.{i}.mixer.dt_proj.bias", "blocks.{i}.dt_bias"),
     ),
 )
 
@@ -51,7 +51,7 @@ MAMBA2_NAMES: Final = NameMap(
     _ONCE,
     (
         *_MIXER,
-        Weight("layers.{i}.mixer.dt_bias", "blocks.{i}.dt_bias"),
-        Weight("layers.{i}.mixer.norm.weight", "blocks.{i}.out_norm.weight"),
+        single("layers.{i}.mixer.dt_bias", "blocks.{i}.dt_bias"),
+        single("layers.{i}.mixer.norm.weight", "blocks.{i}.out_norm.weight"),
     ),
 )

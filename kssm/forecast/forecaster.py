@@ -6,7 +6,6 @@ the last forecast; everything a forecast needs is in it, and it never grows.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple, Self
@@ -14,6 +13,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from kssm.checkpoint.files import fingerprint
 from kssm.errors import InvalidInputError
 from kssm.forecast import scaler
 from kssm.forecast.distribution import (
@@ -25,9 +25,11 @@ from kssm.forecast.distribution import (
 )
 from kssm.forecast.head import QuantileHead
 from kssm.forecast.native import NativeModel
-from kssm.models import KSSM, KSSMConfig, State, StateSpec
+from kssm.models import KSSMConfig, State, StateSpec, build
 from kssm.models.base import fresh_state
 from kssm.models.layers import init_linear
+from kssm.models.registry import name_of
+from kssm.models.stack import StackConfig
 
 MAX_NORMALISED = 12.0
 """Bound on normalised quantiles: sinh(12) is 81,000 scales from the location."""
@@ -38,12 +40,12 @@ class ForecasterConfig:
     """Shape of a forecaster.
 
     Attributes:
-        backbone: sizes of the KSSM stack.
+        backbone: sizes of the stack; their class says which model of the registry it is.
         head_horizon: samples ahead that the head forecasts at once (longer ones roll out).
         head_hidden: width of the head's hidden layer.
     """
 
-    backbone: KSSMConfig = field(default_factory=KSSMConfig)
+    backbone: StackConfig = field(default_factory=KSSMConfig)
     head_horizon: int = 64
     head_hidden: int = 512
 
@@ -73,7 +75,7 @@ class SignalForecaster(nn.Module):
         super().__init__()
         self.config = config
         self.embed = init_linear(scaler.FEATURES, config.backbone.d_model, std=0.3, bias=True)
-        self.backbone = KSSM(config.backbone)
+        self.backbone = build(name_of(config.backbone), config.backbone)
         self.head = QuantileHead(config.backbone.d_model, config.head_hidden, config.head_horizon)
         self.native = NativeModel()
 
@@ -84,11 +86,9 @@ class SignalForecaster(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Hex digest of configuration and weights: states fit exactly the same fingerprint."""
-        digest = hashlib.sha256(repr(sorted(asdict(self.config).items())).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:32]
+        described = repr(sorted(asdict(self.config).items()))
+        kind = name_of(self.config.backbone)
+        return fingerprint(described if kind == "kssm" else f"{kind} {described}", self)
 
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``; the compiled step looks at the weights afresh afterwards."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from kssm.checkpoint import load_weights, read_config, save_checkpoint
-from kssm.errors import CheckpointError, NotFoundError
+from kssm.checkpoint import load_weights, read_config, save_model
+from kssm.errors import CheckpointError, InvalidInputError, NotFoundError
 from kssm.forecast.forecaster import ForecasterConfig, SignalForecaster
-from kssm.models import KSSMConfig
+from kssm.models.registry import config_from_mapping, name_of
 
 DEFAULT = "kssm-signal-base"
 ARCHITECTURE = "kssm-signal-forecaster"
@@ -48,8 +48,11 @@ def load(
 
 def save(forecaster: SignalForecaster, folder: str | Path, *, half: bool = True) -> None:
     """Write a forecaster as a checkpoint folder (matrices in fp16 when ``half``)."""
-    config = {"architecture": ARCHITECTURE, "format": 1, **asdict(forecaster.config)}
-    save_checkpoint(folder, config, forecaster.state_dict(), half=half)
+    model = name_of(forecaster.config.backbone)
+    # Files of the first format carry no model's name: they are KSSM.
+    named = {} if model == "kssm" else {"model": model}
+    config = {"architecture": ARCHITECTURE, "format": 1, **named, **asdict(forecaster.config)}
+    save_model(folder, config, forecaster, dtype=torch.float16 if half else None)
 
 
 def _shipped() -> Path:
@@ -60,8 +63,9 @@ def _parse(config: dict[str, Any], folder: Path) -> ForecasterConfig:
     fields = dict(config)
     if fields.pop("architecture", None) != ARCHITECTURE or fields.pop("format", None) != 1:
         raise CheckpointError(f"{folder} is not a format 1 {ARCHITECTURE}")
+    model = fields.pop("model", "kssm")
     try:
-        backbone = KSSMConfig(**fields.pop("backbone"))
+        backbone = config_from_mapping(model, fields.pop("backbone"))
         return ForecasterConfig(backbone=backbone, **fields)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, InvalidInputError) as error:
         raise CheckpointError(f"{folder}: malformed configuration: {error}") from error

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kssm.checkpoint.precision import matrix_names
 from kssm.errors import CheckpointError, NotFoundError
 from kssm.forecast import pretrained
 from kssm.forecast.testing import tiny_forecaster
@@ -23,11 +24,14 @@ def test_round_trip_is_exact_in_full_precision(tmp_path: Path) -> None:
     assert not loaded.training
 
 
-def test_half_precision_halves_matrices_only(tmp_path: Path) -> None:
+def test_half_precision_halves_the_matrices_of_layers_only(tmp_path: Path) -> None:
     model = tiny_forecaster()
     pretrained.save(model, tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
-    assert all((t.dtype == torch.float16) == (t.dim() >= 2) for t in stored.values())
+    halved = {name for name, tensor in stored.items() if tensor.dtype == torch.float16}
+    assert halved == matrix_names(model)
+    assert "backbone.blocks.0.in_proj.weight" in halved
+    assert stored["backbone.blocks.0.conv.weight"].dtype == torch.float32
     loaded = pretrained.load(tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.allclose(loaded.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)

@@ -23,6 +23,7 @@ from kssm.forecast.native.calls import (
 )
 from kssm.forecast.native.library import Library, load
 from kssm.forecast.native.weights import Weights
+from kssm.models.kssm import KSSMConfig
 
 if TYPE_CHECKING:
     from kssm.forecast.forecaster import SignalForecaster
@@ -116,6 +117,8 @@ class NativeModel:
     def _usable(self, model: SignalForecaster) -> tuple[Library, Weights] | None:
         """The library and the current weights; None if torch must do the work."""
         if model.training or torch.compiler.is_compiling():
+            return None
+        if not isinstance(model.config.backbone, KSSMConfig):
             return None
         library = self._find()
         if library is None:

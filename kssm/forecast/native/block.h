@@ -8,6 +8,7 @@
 /* Activations of up to a tile of rows; each array has `stride` numbers a row. */
 typedef struct {
     int64_t stride;
+    Aside aside;
     float *x, *normed, *wide, *active, *low, *alpha, *omega, *dt, *mixed, *narrow;
 } Activations;
 
@@ -95,13 +96,13 @@ static void feed_forward(const Sizes *s, const Layer *layer, const Activations *
     for (int64_t r = 0; r < rows; r++)
         rms_norm(t->x + r * stride, layer->mlp_norm, s->d_model, s->d_model, s->eps,
                  t->normed + r * stride);
-    linear(rows, layer->up, 2 * hidden, s->d_model, t->normed, stride, t->wide, stride);
+    linear(rows, &layer->up, &t->aside, t->normed, t->wide, stride);
     for (int64_t r = 0; r < rows; r++) {
         const float *gate = t->wide + r * stride, *value = gate + hidden;
         float *mixed = t->mixed + r * stride;
         for (int64_t i = 0; i < hidden; i++) mixed[i] = silu(gate[i]) * value[i];
     }
-    linear(rows, layer->down, s->d_model, hidden, t->mixed, stride, t->narrow, stride);
+    linear(rows, &layer->down, &t->aside, t->mixed, t->narrow, stride);
 }
 
 static void add(const Sizes *s, const Activations *t, int64_t rows) {

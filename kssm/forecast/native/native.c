@@ -10,8 +10,8 @@
 
 enum { DONE, OUTSIDE, NO_MEMORY };
 
-/* Floats in a packed buffer; with `sources` also packs them into it. */
-EXPORT int64_t kssm_pack(const Sizes *s, const float *const *sources, float *packed) {
+/* Bytes in a packed buffer; with `sources` also packs them into it, where there are zeros. */
+EXPORT int64_t kssm_pack(const Sizes *s, const void *const *sources, char *packed) {
     Cursor cursor = {packed, sources};
     ends_at(&cursor, s);
     for (int64_t i = 0; i < s->layers; i++) layer_at(&cursor, s);
@@ -19,7 +19,7 @@ EXPORT int64_t kssm_pack(const Sizes *s, const float *const *sources, float *pac
 }
 
 /* OUTSIDE (a slot is not in the arena) and NO_MEMORY mean that nothing was changed. */
-EXPORT int kssm_step(const Sizes *s, float *weights, const Arena *arena, const Samples *samples) {
+EXPORT int kssm_step(const Sizes *s, char *weights, const Arena *arena, const Samples *samples) {
     for (int64_t i = 0; i < samples->count; i++)
         if (samples->slots[i] >= arena->rows) return OUTSIDE;
     if (!samples->count) return DONE;
@@ -34,7 +34,7 @@ EXPORT int kssm_step(const Sizes *s, float *weights, const Arena *arena, const S
 }
 
 /* Advances rows [first, last) of the arena by their samples; as for kssm_step otherwise. */
-EXPORT int kssm_prefill(const Sizes *s, float *weights, const Arena *arena, int64_t first,
+EXPORT int kssm_prefill(const Sizes *s, char *weights, const Arena *arena, int64_t first,
                         int64_t last, const Series *series) {
     for (int64_t row = first; row < last; row++)
         if (row >= arena->rows || series->lengths[row] > series->tokens) return OUTSIDE;

@@ -21,7 +21,7 @@ static Reading reading_of(const Series *series, int64_t row, int64_t token) {
     return is_visible(series->values[row * series->tokens + next]) ? SCORED : NOTHING;
 }
 
-static void prefill_tile(const Sizes *s, float *weights, const Arena *arena, Tile *tile,
+static void prefill_tile(const Sizes *s, char *weights, const Arena *arena, Tile *tile,
                          const Workspace *space, const Series *series) {
     run_tile(s, weights, arena, tile, space);
     for (int64_t r = 0; r < tile->count; r++) {
@@ -37,7 +37,7 @@ static void prefill_tile(const Sizes *s, float *weights, const Arena *arena, Til
 }
 
 /* Rows [first, last), each at its own row of the arena. */
-static void prefill_rows(const Sizes *s, float *weights, const Arena *arena,
+static void prefill_rows(const Sizes *s, char *weights, const Arena *arena,
                          const Workspace *space, int64_t first, int64_t last,
                          const Series *series) {
     Tile tile = {0};

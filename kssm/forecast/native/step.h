@@ -42,7 +42,7 @@ static int is_healthy(const float *quantiles, int64_t size) {
     return sum == 0.0f;
 }
 
-static void step_tile(const Sizes *s, float *weights, const Arena *arena, Tile *tile,
+static void step_tile(const Sizes *s, char *weights, const Arena *arena, Tile *tile,
                       const Workspace *space, float *backup, const Samples *samples) {
     int64_t size = backup_size(s);
     for (int64_t r = 0; r < tile->count; r++)
@@ -60,7 +60,7 @@ static void step_tile(const Sizes *s, float *weights, const Arena *arena, Tile *
     tile->count = 0;
 }
 
-static void step_rows(const Sizes *s, float *weights, const Arena *arena, const Workspace *space,
+static void step_rows(const Sizes *s, char *weights, const Arena *arena, const Workspace *space,
                       float *backup, const Samples *samples) {
     Tile tile = {0};
     for (int64_t i = 0; i < samples->count; i++) {

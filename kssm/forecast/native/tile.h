@@ -55,19 +55,24 @@ static int64_t widest(const Sizes *s) {
 /* Room for tiles of up to `tokens`; 0 if there is no memory. */
 static int reserve(const Sizes *s, int64_t tokens, Workspace *space) {
     Activations *t = &space->activations;
+    Rounded *rounded = &t->aside.rounded;
     float **arrays[] = {&t->x, &t->normed, &t->wide, &t->active, &t->low,
                         &t->alpha, &t->omega, &t->dt, &t->mixed, &t->narrow};
     int64_t count = sizeof arrays / sizeof *arrays;
-    t->stride = widest(s);
-    int64_t size = tokens * (count * t->stride + forecast_size(s));
-    float *memory = space->memory = malloc((size_t)size * sizeof *memory);
+    int64_t stride = t->stride = rounded->stride = widest(s);
+    int64_t panel = stride * PANEL, each = count * stride + forecast_size(s) + stride / 4 + 2;
+    float *memory = space->memory = malloc((size_t)(panel + tokens * each) * sizeof *memory);
     if (!memory) return 0;
-    for (int64_t i = 0; i < count; i++) *arrays[i] = memory + i * tokens * t->stride;
-    space->quantiles = memory + count * tokens * t->stride;
+    t->aside.panel = memory, memory += panel;
+    for (int64_t i = 0; i < count; i++, memory += tokens * stride) *arrays[i] = memory;
+    rounded->bytes = (int8_t *)memory, memory += tokens * stride / 4;
+    rounded->units = memory, memory += tokens;
+    rounded->totals = (int32_t *)memory, memory += tokens;
+    space->quantiles = memory;
     return 1;
 }
 
-static void embed(const Sizes *s, const Ends *ends, const Arena *arena, Tile *tile,
+static void embed(const Ends *ends, const Arena *arena, Tile *tile,
                   const Activations *t) {
     for (int64_t r = 0; r < tile->count; r++) {
         double *statistics = arena->scaler + tile->slots[r] * FIELDS;
@@ -77,25 +82,27 @@ static void embed(const Sizes *s, const Ends *ends, const Arena *arena, Tile *ti
         features(tile->values[r], tile->dt[r], &tile->before[r], &tile->after[r],
                  t->normed + r * t->stride);
     }
-    linear(tile->count, ends->embed, s->d_model, FEATURES, t->normed, t->stride, t->x, t->stride);
+    linear(tile->count, &ends->embed, &t->aside, t->normed, t->x, t->stride);
     for (int64_t r = 0; r < tile->count; r++)
-        for (int64_t i = 0; i < s->d_model; i++) t->x[r * t->stride + i] += ends->embed_bias[i];
+        for (int64_t i = 0; i < ends->embed.outputs; i++)
+            t->x[r * t->stride + i] += ends->embed_bias[i];
 }
 
 static void mix_tokens(const Sizes *s, const Layer *layer, const Arena *arena, int64_t number,
                        const Tile *tile, const Activations *t) {
     int64_t stride = t->stride, count = tile->count, inner = s->d_inner, rank = s->rank;
+    const Aside *aside = &t->aside;
     for (int64_t r = 0; r < count; r++)
         rms_norm(t->x + r * stride, layer->norm, s->d_model, s->d_model, s->eps,
                  t->normed + r * stride);
-    linear(count, layer->in_proj, 2 * inner, s->d_model, t->normed, stride, t->wide, stride);
+    linear(count, &layer->in_proj, aside, t->normed, t->wide, stride);
     for (int64_t r = 0; r < count; r++)
         convolve(s, layer, t->wide + r * stride,
                  arena->windows[number] + tile->slots[r] * window_size(s), t->active + r * stride);
-    linear(count, layer->select, selected(s), inner, t->active, stride, t->low, stride);
-    linear(count, layer->alpha_up, inner, rank, t->low, stride, t->alpha, stride);
-    linear(count, layer->omega_up, inner, rank, t->low + rank, stride, t->omega, stride);
-    linear(count, layer->dt_up, inner, rank, t->low + 2 * rank, stride, t->dt, stride);
+    linear(count, &layer->select, aside, t->active, t->low, stride);
+    linear(count, &layer->alpha_up, aside, t->low, t->alpha, stride);
+    linear(count, &layer->omega_up, aside, t->low + rank, t->omega, stride);
+    linear(count, &layer->dt_up, aside, t->low + 2 * rank, t->dt, stride);
     for (int64_t r = 0; r < count; r++) {
         float *y = t->normed + r * stride;
         scan_row(s, layer, t, r, (float)tile->dt[r],
@@ -103,16 +110,17 @@ static void mix_tokens(const Sizes *s, const Layer *layer, const Arena *arena, i
         gate_row(s, layer, y, t->active + r * stride, t->wide + r * stride + inner,
                  t->mixed + r * stride);
     }
-    linear(count, layer->out_proj, s->d_model, inner, t->mixed, stride, t->narrow, stride);
+    linear(count, &layer->out_proj, aside, t->mixed, t->narrow, stride);
 }
 
-/* Nine quantiles of one horizon from the head's ten numbers: the median, then outwards. */
-static void spread(const float *raw, float last, float *quantiles) {
+/* Nine quantiles of one horizon from the head's ten numbers and their softplus: the median, then
+ * outwards. */
+static void spread(const float *raw, const float *positive, float last, float *quantiles) {
     float below = 0.0f, above = 0.0f, median = raw[0] + sigmoid(raw[1]) * last;
     quantiles[MEDIAN] = median;
     for (int i = 0; i < MEDIAN; i++) {
-        below += softplus(raw[2 + i]);
-        above += softplus(raw[2 + MEDIAN + i]);
+        below += positive[2 + i];
+        above += positive[2 + MEDIAN + i];
         quantiles[MEDIAN - 1 - i] = median - below;
         quantiles[MEDIAN + 1 + i] = median + above;
     }
@@ -129,19 +137,22 @@ static void read_out(const Sizes *s, const Ends *ends, const Tile *tile, const W
                  t->normed + count * stride);
         tokens[count++] = r;
     }
-    linear(count, ends->head_hidden, s->head_hidden, s->d_model, t->normed, stride, t->mixed,
-           stride);
+    linear(count, &ends->head_hidden, &t->aside, t->normed, t->mixed, stride);
     for (int64_t i = 0; i < count; i++)
         for (int64_t j = 0; j < s->head_hidden; j++)
             t->mixed[i * stride + j] = silu(t->mixed[i * stride + j]);
-    linear(count, ends->head_out, outputs, s->head_hidden, t->mixed, stride, t->wide, stride);
+    Matrix head_out = ends->head_out;
+    head_out.outputs = outputs;
+    linear(count, &head_out, &t->aside, t->mixed, t->wide, stride);
     for (int64_t i = 0; i < count; i++) {
         const Statistics *statistics = &tile->after[tokens[i]];
         float *raw = t->wide + i * stride, last = (float)normalise(statistics->last, statistics);
-        float *quantiles = space->quantiles + tokens[i] * forecast_size(s);
+        float *restrict positive = t->active, *quantiles = space->quantiles;
         for (int64_t j = 0; j < outputs; j++) raw[j] += ends->head_bias[j];
+        for (int64_t j = 0; j < outputs; j++) positive[j] = softplus(raw[j]);
         for (int64_t k = 0; k < horizons; k++)
-            spread(raw + k * HEAD_WIDTH, last, quantiles + k * LEVELS);
+            spread(raw + k * HEAD_WIDTH, positive + k * HEAD_WIDTH, last,
+                   quantiles + tokens[i] * forecast_size(s) + k * LEVELS);
     }
 }
 
@@ -158,12 +169,12 @@ static void score_tokens(const Sizes *s, const Arena *arena, Tile *tile, const W
 }
 
 /* Advances the arena by the tile's tokens; their scores come to lie in `tail`. */
-static void run_tile(const Sizes *s, float *weights, const Arena *arena, Tile *tile,
+static void run_tile(const Sizes *s, char *weights, const Arena *arena, Tile *tile,
                      const Workspace *space) {
     const Activations *t = &space->activations;
     Cursor cursor = {weights, NULL};
     Ends ends = ends_at(&cursor, s);
-    embed(s, &ends, arena, tile, t);
+    embed(&ends, arena, tile, t);
     for (int64_t i = 0; i < s->layers; i++) {
         Layer layer = layer_at(&cursor, s);
         mix_tokens(s, &layer, arena, i, tile, t);

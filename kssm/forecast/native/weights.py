@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kssm.forecast.distribution import SCORED_HORIZONS
 from kssm.forecast.native.library import Library, Sizes
 from kssm.forecast.scaler import FEATURES
+from kssm.models.kssm import KSSMConfig
 
 if TYPE_CHECKING:
     from kssm.forecast.forecaster import ForecasterConfig, SignalForecaster
@@ -23,7 +24,7 @@ _ALIGNMENT: Final = 64  # bytes of a cache line
 
 def sizes_of(config: ForecasterConfig, eps: float) -> Sizes:
     """The configuration as the C code reads it."""
-    b = config.backbone
+    b = kssm_sizes(config)
     groups = b.d_inner // b.group_size
     ends = (config.head_hidden, config.head_horizon)
     middle = (b.d_model, b.n_layers, b.d_inner, b.d_mlp, b.rank, groups, b.conv_width)
@@ -32,7 +33,7 @@ def sizes_of(config: ForecasterConfig, eps: float) -> Sizes:
 
 def expected(config: ForecasterConfig) -> Iterator[tuple[str, Shape]]:
     """Name and shape of every weight, in the order of ``ends_at`` and ``layer_at`` in model.h."""
-    b, hidden, outputs = config.backbone, config.head_hidden, config.head_horizon * 10
+    b, hidden, outputs = kssm_sizes(config), config.head_hidden, config.head_horizon * 10
     yield "embed.weight", (b.d_model, FEATURES)
     yield "embed.bias", (b.d_model,)
     yield "backbone.norm.weight", (b.d_model,)
@@ -45,7 +46,7 @@ def expected(config: ForecasterConfig) -> Iterator[tuple[str, Shape]]:
 
 
 def _layer(config: ForecasterConfig) -> Iterator[tuple[str, Shape]]:
-    b = config.backbone
+    b = kssm_sizes(config)
     inner, groups = b.d_inner, b.d_inner // b.group_size
     yield "norm.weight", (b.d_model,)
     yield "in_proj.weight", (2 * inner, b.d_model)
@@ -63,6 +64,12 @@ def _layer(config: ForecasterConfig) -> Iterator[tuple[str, Shape]]:
         yield "mlp_norm.weight", (b.d_model,)
         yield "mlp.up.weight", (2 * b.d_mlp, b.d_model)
         yield "mlp.down.weight", (b.d_model, b.d_mlp)
+
+
+def kssm_sizes(config: ForecasterConfig) -> KSSMConfig:
+    """The sizes of the backbone, which must be KSSM."""
+    assert isinstance(config.backbone, KSSMConfig), "the C code computes KSSM only"
+    return config.backbone
 
 
 class Weights:
