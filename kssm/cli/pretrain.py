@@ -14,25 +14,48 @@ def pretrain(
     output: Annotated[Path, typer.Option(help="folder for checkpoint, curve and resume state")],
     corpus: Annotated[Path | None, typer.Option(help="folder of real series to mix in")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "cuda",
+    devices: Annotated[int, typer.Option(help="ranks to train on with DDP", min=1)] = 1,
+    seconds: Annotated[
+        float, typer.Option(help="length of the run instead of the configuration's")
+    ] = 0.0,
     slice_seconds: Annotated[
         float, typer.Option(help="stop resumably after this many seconds, 0 = run to the end")
     ] = 0.0,
+    init: Annotated[
+        str | None, typer.Option(help="start from a checkpoint's weights (name or folder)")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option(help="write TensorBoard events too")] = False,
+    commit: Annotated[
+        str | None, typer.Option(help="recorded in run.json, by default the working tree's")
+    ] = None,
 ) -> None:
     """Train (or go on training) a forecaster; a second call with the same output resumes."""
     from dataclasses import replace
 
     from kssm.device import resolve_device
-    from kssm.training.pretrain import Trainer, load_config
+    from kssm.training.config import load_config
+    from kssm.training.fabric import make_fabric
+    from kssm.training.pretrain import Trainer
 
     console = Console(highlight=False)
     settings = load_config(config)
-    if slice_seconds:
-        settings = replace(settings, run=replace(settings.run, slice_seconds=slice_seconds))
-    trainer = Trainer(settings, output, str(resolve_device(device)), corpus)
+    run = replace(
+        settings.run,
+        seconds=seconds or settings.run.seconds,
+        slice_seconds=slice_seconds or settings.run.slice_seconds,
+        init=settings.run.init if init is None else init,
+        tensorboard=tensorboard or settings.run.tensorboard,
+    )
+    fabric = make_fabric(run, output, resolve_device(device), devices)
+    fabric.launch()
+    trainer = Trainer(replace(settings, run=run), output, fabric, corpus, commit)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     resumed = trainer.resume()
-    console.print(f"{parameters / 1e6:.2f}M parameters" + (", resumed" if resumed else ""))
-    console.print(f"compiled in {trainer.warm_up():.0f} s")
+    warm = trainer.warm_up()
+    console.quiet = not fabric.is_global_zero
+    origin = "resumed" if resumed else f"weights of {run.init}" if run.init else "new weights"
+    console.print(f"{parameters / 1e6:.2f}M parameters, {origin}, {devices} x {fabric.device.type}")
+    console.print(f"compiled in {warm:.0f} s")
     complete = trainer.run(console.print)
     trainer.save()
     console.print(f"{'complete' if complete else 'to be continued'}: {output}")

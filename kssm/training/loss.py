@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kssm.forecast import scaler
 from kssm.forecast.distribution import LEVELS
@@ -87,27 +87,43 @@ def _weights(stats: Tensor, scale: Tensor) -> Tensor:
     return torch.where(moving & known, weights, 0.0).float()
 
 
+class LossSums(NamedTuple):
+    """Sums over a batch's reads and horizons, scalars: ``weighted`` pinball loss (times 2) and the
+    ``weight`` behind it; ``plain`` pinball loss and the number of ``known`` targets."""
+
+    weighted: Tensor
+    weight: Tensor
+    plain: Tensor
+    known: Tensor
+
+
 def read_loss(
     head: QuantileHead, hidden: Tensor, last: Tensor, targets: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Weighted and plain mean pinball loss (times 2) of the head's quantiles at [B, P] reads."""
+) -> LossSums:
+    """Pinball loss of the head's quantiles at [B, P] reads."""
     quantiles = head(hidden, last)
     known = torch.isfinite(targets)
     error = torch.where(known, targets, 0.0).unsqueeze(-1) - quantiles
     levels = torch.tensor(LEVELS, device=error.device)
     pinball = 2.0 * torch.maximum(levels * error, (levels - 1.0) * error).mean(-1)
     weight = known * weights.unsqueeze(-1)
-    weighted = (pinball * weight).sum() / weight.sum().clamp_min(1.0)
-    return weighted, (pinball * known).sum() / known.sum().clamp_min(1)
+    return LossSums((pinball * weight).sum(), weight.sum(), (pinball * known).sum(), known.sum())
 
 
-ReadLoss = Callable[[QuantileHead, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+ReadLoss = Callable[[QuantileHead, Tensor, Tensor, Tensor, Tensor], LossSums]
 
 
-def forecast_loss(
-    model: SignalForecaster, tokens: Tokens, reads: slice, loss: ReadLoss = read_loss
-) -> tuple[Tensor, Tensor]:
-    """Run the model over the tokens and score every read position."""
-    embedded = model.embed(tokens.features).float()
-    hidden, _ = model.backbone.scan(embedded, None, None, tokens.dt)
-    return loss(model.head, hidden[:, reads], tokens.last, tokens.targets, tokens.weights)
+class Objective(nn.Module):
+    """A forecaster's loss as one module: what DDP wraps, one forward for one backward pass."""
+
+    def __init__(self, model: SignalForecaster, loss: ReadLoss = read_loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, tokens: Tokens, reads: slice) -> LossSums:
+        """Run the model over the tokens and score every read position."""
+        embedded = self.model.embed(tokens.features).float()
+        hidden, _ = self.model.backbone.scan(embedded, None, None, tokens.dt)
+        head = self.model.head
+        return self.loss(head, hidden[:, reads], tokens.last, tokens.targets, tokens.weights)

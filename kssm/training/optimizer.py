@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from kssm.training.muon import Muon
 
 MATRICES = ("in_proj", "out_proj", "select", "mlp.up", "mlp.down")
 
@@ -34,7 +36,8 @@ class OptimizerConfig:
 class Optimizers:
     """Muon on the projections inside blocks, AdamW on everything else.
 
-    Source: Jordan et al., "Muon: an optimizer for hidden layers", 2024.
+    Gradients of several ranks have to be averaged before ``step``, as DDP does in the backward
+    pass: every rank then takes the same step.
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
@@ -51,34 +54,30 @@ class Optimizers:
             betas=(0.9, 0.97),
             fused=fused,
         )
-        muon = torch.optim.Muon(
-            projections,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
-        self._optimizers: tuple[torch.optim.Optimizer, ...] = (adam, muon)
+        self._adam = adam
+        self._muon = Muon(projections, config.weight_decay)
 
     def step(self, learning_rate: float) -> Tensor:
-        """Clip, update, clear; returns the gradient norm. A non-finite gradient changes nothing."""
+        """Clip, update, clear; returns the gradient norm. A non-finite gradient counts as zero."""
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip, foreach=True)
         healthy = torch.isfinite(norm)
         for parameter in self._parameters:
             if parameter.grad is not None:
                 parameter.grad = torch.where(healthy, parameter.grad, 0.0)
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        for group in self._adam.param_groups:
+            group["lr"] = learning_rate
+        self._adam.step()
+        self._muon.step(learning_rate)
+        for parameter in self._parameters:
+            parameter.grad = None
         return norm
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        return [optimizer.state_dict() for optimizer in self._optimizers]
+    def state_dict(self) -> dict[str, Any]:
+        return {"adam": self._adam.state_dict(), "muon": self._muon.state_dict()}
 
-    def load_state_dict(self, states: Iterable[dict[str, Any]]) -> None:
-        for optimizer, state in zip(self._optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._adam.load_state_dict(state["adam"])
+        self._muon.load_state_dict(state["muon"])
 
 
 def scheduled_rate(config: OptimizerConfig, step: int, progress: float) -> float:

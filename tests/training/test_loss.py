@@ -6,7 +6,7 @@ import torch
 
 from kssm.forecast import scaler
 from kssm.forecast.testing import tiny_forecaster
-from kssm.training.loss import MAX_TARGET, forecast_loss, read_loss, tokenise
+from kssm.training.loss import MAX_TARGET, Objective, read_loss, tokenise
 
 HORIZON = 16
 EVERY = slice(0, None, 1)
@@ -67,7 +67,7 @@ def test_loss_is_the_pinball_loss() -> None:
     last = torch.zeros(2, 3)
     targets = torch.randn(2, 3, HORIZON, generator=torch.Generator().manual_seed(1))
     targets[0, 0, 3:] = torch.nan
-    weighted, plain = read_loss(model.head, hidden, last, targets, torch.ones(2, 3))
+    sums = read_loss(model.head, hidden, last, targets, torch.ones(2, 3))
     quantiles = model.head(hidden, last).detach()
     total, count = 0.0, 0
     for i, level in enumerate(model.config.levels):
@@ -76,16 +76,16 @@ def test_loss_is_the_pinball_loss() -> None:
         known = targets.isfinite()
         total += 2 * float(loss[known].sum())
         count += int(known.sum())
-    assert torch.isclose(plain.detach(), torch.tensor(total / count), rtol=1e-5)
-    assert torch.isclose(weighted, plain)
+    assert sums.known == sums.weight == count // 9
+    assert torch.isclose(sums.plain.detach(), torch.tensor(total / 9), rtol=1e-5)
+    assert torch.isclose(sums.weighted, sums.plain)
 
 
 def test_gradients_reach_every_parameter() -> None:
     model = tiny_forecaster().requires_grad_()
     x = walks()
     tokens = tokenise(x, torch.ones_like(x, dtype=torch.bool), HORIZON, reads=slice(1, None, 2))
-    loss, _ = forecast_loss(model, tokens, slice(1, None, 2))
-    loss.backward()
+    Objective(model)(tokens, slice(1, None, 2)).weighted.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name

@@ -1,0 +1,72 @@
+"""Where a run executes: one device or several ranks, by Lightning Fabric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import distributed
+
+from kssm.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+    from torch import Tensor
+
+    from kssm.training.config import RunConfig
+
+
+def make_fabric(
+    run: RunConfig, folder: Path, device: torch.device, devices: int = 1, *, spawn: bool = False
+) -> Fabric:
+    """Fabric for ``devices`` devices like ``device``; more than one train with DDP.
+
+    Args:
+        run: for its precision and whether it wants TensorBoard events (in ``folder``).
+        folder: of the run.
+        device: of a single rank, or the kind of all.
+        devices: number of ranks on this machine.
+        spawn: start ranks from a function (``fabric.launch(function)``) rather than by running
+            the command line again.
+
+    Raises:
+        InvalidInputError: ``missing_dependency`` without the extra ``train``.
+    """
+    try:
+        from lightning.fabric import Fabric
+        from lightning.fabric.loggers.logger import Logger
+        from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+        from lightning.fabric.strategies.ddp import DDPStrategy
+    except ImportError as error:
+        message = "training needs Lightning: pip install 'kssm[train]'"
+        raise InvalidInputError(message, code="missing_dependency") from error
+    try:
+        loggers: list[Logger] = []
+        if run.tensorboard:
+            loggers.append(TensorBoardLogger(folder, name="", version="events"))
+    except ImportError as error:
+        message = "run.tensorboard needs TensorBoard: pip install 'kssm[train]'"
+        raise InvalidInputError(message, code="missing_dependency") from error
+    # The only buffers are constants: nothing to broadcast in every forward pass.
+    parallel = DDPStrategy(
+        start_method="spawn" if spawn else "popen",
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+    single = [device.index or 0] if device.type == "cuda" else 1
+    return Fabric(
+        accelerator=device.type,
+        devices=devices if devices > 1 else single,
+        strategy=parallel if devices > 1 else "auto",
+        precision="32-true" if run.precision == "32-true" else "bf16-mixed",
+        loggers=loggers,
+    )
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a tensor over all ranks, in place and without waiting for the device."""
+    if not distributed.is_initialized():
+        return value
+    distributed.all_reduce(value)
+    return value.div_(distributed.get_world_size())
