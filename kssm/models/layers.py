@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kssm.ops.conv_step import conv_step_
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm over groups of the last dimension, computed in at least fp32.
@@ -21,6 +23,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
+        if wide.is_cuda and self.group_size == wide.shape[-1] and self.weight.dtype == wide.dtype:
+            return F.rms_norm(wide, wide.shape[-1:], self.weight, self.eps)  # one kernel
         groups = wide.unflatten(-1, (-1, self.group_size))
         scale = torch.rsqrt(groups.square().mean(-1, keepdim=True) + self.eps)
         return (groups * scale).flatten(-2) * self.weight
@@ -61,16 +65,14 @@ class CausalConv(nn.Module):
         steps = lengths.unsqueeze(1) + torch.arange(keep, device=padded.device)
         return padded.gather(1, steps.unsqueeze(-1).expand(-1, -1, padded.shape[-1]))
 
-    def step_(self, x: Tensor, windows: Tensor, slots: Tensor) -> Tensor:
+    def step_(
+        self, x: Tensor, windows: Tensor, slots: Tensor, *, silu: bool = False
+    ) -> Tensor:
         """Filter one token a row x [N, C], shifting the arena rows of ``windows`` in place.
 
-        Non-finite inputs are not remembered: the row keeps its old window.
+        Non-finite inputs are not remembered: the row keeps its old window. ``silu`` applies SiLU.
         """
-        window = windows[slots]
-        taps = torch.cat([window, x.unsqueeze(1)], dim=1)
-        healthy = torch.isfinite(x).all(-1)[:, None, None]
-        windows[slots] = torch.where(healthy, taps[:, 1:], window)
-        return self.bias + (taps * self.weight).sum(1)
+        return conv_step_(x, self.weight, self.bias, windows, slots, silu=silu)
 
 
 class SwiGLU(nn.Module):

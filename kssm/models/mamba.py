@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from kssm.models.base import State, StateSpec
 from kssm.models.layers import CausalConv, RMSNorm, init_linear
 from kssm.models.selective import log_uniform_step_bias, token_steps
-from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, remember_, state_dtype
-from kssm.ops.selective_scan import selective_scan, selective_step
+from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, state_dtype
+from kssm.ops.selective_scan import selective_scan, selective_step_
 
 
 @dataclass(frozen=True)
@@ -85,39 +85,47 @@ class MambaBlock(Block):
         inputs, gate = self._split(x)
         filtered, padded = self.conv(inputs, None if state is None else state["window"])
         active = F.silu(filtered)
-        step, a, b, c = self._selection(active, compute_dtype(x))
-        step = token_steps(step, dt, lengths)
+        raw, b, c = self._selection(active, compute_dtype(x))
+        step = token_steps(F.softplus(raw.to(wide) + self.dt_bias), dt, lengths)
+        b, c = b.to(wide), c.to(wide)
         if state is None:
             before = active.new_zeros(len(x), *self.a_log.shape, dtype=wide)
         else:
             before = state["state"].to(wide)
+        a = -torch.exp(self.a_log.to(wide))
         y, after = selective_scan(active.to(wide), step, a, b, c, before)
         window = self.conv.last_window(padded, lengths).to(wide)
         return self._join(x, y, active, gate), {"window": window, "state": after}
 
     def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
         inputs, gate = self._split(x)
-        active = F.silu(self.conv.step_(inputs, arena["window"], slots))
-        step, a, b, c = self._selection(active, compute_dtype(x))
-        if dt is not None:
-            step = step * dt.unsqueeze(-1).to(step.dtype)
-        y, after = selective_step(active.to(a.dtype), step, a, b, c, arena["state"][slots])
-        remember_(arena["state"], slots, after)
-        return self._join(x, y, active, gate)
+        active = self.conv.step_(inputs, arena["window"], slots, silu=True)
+        raw, b, c = self._selection(active, compute_dtype(x))
+        mixed = selective_step_(
+            active,
+            raw,
+            self.dt_bias,
+            self.a_log,
+            b,
+            c,
+            self.skip,
+            gate,
+            arena["state"],
+            slots,
+            dt,
+        )
+        return x + self.out_proj(mixed.to(compute_dtype(x)))
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         """What enters the convolution, and the gate: [..., d_inner] twice."""
         return self.in_proj(self.norm(x).to(compute_dtype(x))).chunk(2, dim=-1)
 
-    def _selection(
-        self, active: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Steps [..., d_inner], A, B and C [..., d_state]: products in ``dtype``, then wide."""
-        wide, states = state_dtype(self.a_log.dtype), self.config.d_state
+    def _selection(self, active: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw steps [..., d_inner], B and C [..., d_state] in ``dtype``."""
+        states = self.config.d_state
         low = self.select(active.to(dtype))
         low, b, c = low.split([self.config.rank, states, states], dim=-1)
-        step = F.softplus(self.dt_up(low).to(wide) + self.dt_bias)
-        return step, -torch.exp(self.a_log.to(wide)), b.to(wide), c.to(wide)
+        return self.dt_up(low), b, c
 
     def _join(self, x: Tensor, y: Tensor, active: Tensor, gate: Tensor) -> Tensor:
         """Skip, gate and projection around the residual stream."""

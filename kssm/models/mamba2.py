@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from kssm.models.base import State, StateSpec
 from kssm.models.layers import CausalConv, RMSNorm, init_linear
 from kssm.models.selective import log_uniform_step_bias, token_steps
-from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, remember_, state_dtype
-from kssm.ops.ssd import ssd_scan, ssd_step
+from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, state_dtype
+from kssm.ops.ssd import ssd_scan, ssd_step_
 
 
 @dataclass(frozen=True)
@@ -90,42 +90,48 @@ class Mamba2Block(Block):
         self, x: Tensor, state: State | None, lengths: Tensor | None, dt: Tensor | None
     ) -> tuple[Tensor, State]:
         wide = state_dtype(self.a_log.dtype)
-        gate, inputs, step = self._split(x)
+        gate, inputs, raw = self._split(x)
         filtered, padded = self.conv(inputs, None if state is None else state["window"])
-        heads, b, c = self._selection(filtered)
-        step = token_steps(step, dt, lengths)
+        heads, b, c = self._selection(F.silu(filtered).to(wide))
+        step = token_steps(F.softplus(raw.to(wide) + self.dt_bias), dt, lengths)
         if state is None:
             before = heads.new_zeros(len(x), *heads.shape[2:], self.config.d_state)
         else:
             before = state["state"].to(wide)
-        y, after = ssd_scan(heads, step, self._a(), b, c, before)
+        y, after = ssd_scan(heads, step, -torch.exp(self.a_log.to(wide)), b, c, before)
         window = self.conv.last_window(padded, lengths).to(wide)
         return self._join(x, y, heads, gate), {"window": window, "state": after}
 
     def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
-        gate, inputs, step = self._split(x)
-        heads, b, c = self._selection(self.conv.step_(inputs, arena["window"], slots))
-        if dt is not None:
-            step = step * dt.unsqueeze(-1).to(step.dtype)
-        y, after = ssd_step(heads, step, self._a(), b, c, arena["state"][slots])
-        remember_(arena["state"], slots, after)
-        return self._join(x, y, heads, gate)
-
-    def _a(self) -> Tensor:
-        return -torch.exp(self.a_log.to(state_dtype(self.a_log.dtype)))
+        gate, inputs, raw = self._split(x)
+        active = self.conv.step_(inputs, arena["window"], slots, silu=True)
+        heads, b, c = self._selection(active)
+        mixed = ssd_step_(
+            heads,
+            raw,
+            self.dt_bias,
+            self.a_log,
+            b,
+            c,
+            self.skip,
+            gate.unflatten(-1, heads.shape[-2:]),
+            arena["state"],
+            slots,
+            dt,
+        )
+        return x + self.out_proj(self.out_norm(mixed.flatten(-2)).to(compute_dtype(x)))
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gate [..., d_inner], what enters the convolution, and the steps [..., heads]."""
+        """Gate [..., d_inner], what enters the convolution, and the raw steps [..., heads]."""
         config = self.config
         projected = self.in_proj(self.norm(x).to(compute_dtype(x)))
         sizes = [config.d_inner, self.filtered, config.heads]
-        gate, inputs, step = projected.split(sizes, dim=-1)
-        return gate, inputs, F.softplus(step.to(state_dtype(self.a_log.dtype)) + self.dt_bias)
+        gate, inputs, raw = projected.split(sizes, dim=-1)
+        return gate, inputs, raw
 
-    def _selection(self, filtered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [..., heads, head_dim], B and C [..., groups, d_state] in the state's dtype."""
+    def _selection(self, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [..., heads, head_dim], B and C [..., groups, d_state] of the filtered tokens."""
         config = self.config
-        active = F.silu(filtered).to(state_dtype(self.a_log.dtype))
         shared = config.groups * config.d_state
         x, b, c = active.split([config.d_inner, shared, shared], dim=-1)
         x = x.unflatten(-1, (config.heads, config.head_dim))

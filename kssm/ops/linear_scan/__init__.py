@@ -1,7 +1,8 @@
-"""A first-order linear recurrence, vectorised over the sequence in plain PyTorch."""
+"""A first-order linear recurrence: vectorised PyTorch, and a Triton kernel on GPUs."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor
 
 from kssm.errors import InvalidInputError
 from kssm.ops.eager import outside_graph
+from kssm.ops.launch import runs_triton
 
 __all__ = ["linear_scan"]
 
 _CHUNK = 32
 _SEGMENT = _CHUNK * _CHUNK
+_KERNEL_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 def linear_scan(decay: Tensor, value: Tensor, initial: Tensor | None = None) -> Tensor:
@@ -75,7 +78,11 @@ class _LinearScan(torch.autograd.Function):
 
 
 def _scan(decay: Tensor, value: Tensor, initial: Tensor) -> Tensor:
-    """[B, T, K] and [B, K] -> [B, T, K], segment by segment."""
+    """[B, T, K] and [B, K] -> [B, T, K]: by the kernel, or segment by segment."""
+    if runs_triton(value, _KERNEL_DTYPES):
+        return importlib.import_module("kssm.ops.linear_scan.kernel").scan_triton(
+            decay, value, initial
+        )
     states = torch.empty_like(value, memory_format=torch.contiguous_format)
     for start in range(0, value.shape[1], _SEGMENT):
         window = slice(start, start + _SEGMENT)

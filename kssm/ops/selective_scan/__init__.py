@@ -1,16 +1,23 @@
-"""The selective scan of Mamba in plain PyTorch (Gu and Dao, "Mamba", 2023, section 3)."""
+"""The selective scan of Mamba (Gu and Dao, "Mamba", 2023, section 3).
+
+Triton kernels in fp32 on a GPU, plain PyTorch elsewhere and as the reference.
+"""
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from kssm.ops.eager import outside_graph
+from kssm.ops.launch import kept_finite, runs_triton
 from kssm.ops.linear_scan import linear_scan
 from kssm.ops.pieces import in_pieces, piece_length
 
-__all__ = ["selective_scan", "selective_step"]
+__all__ = ["selective_scan", "selective_scan_torch", "selective_step", "selective_step_"]
 
 
 def selective_scan(
@@ -29,6 +36,21 @@ def selective_scan(
     Returns:
         y [B, T, D] and the state after the last token.
     """
+    run = outside_graph(_kernel) if runs_triton(x) else selective_scan_torch
+    with torch.autocast(x.device.type, enabled=False):
+        return run(x, step, a, b, c, state)
+
+
+def _kernel(*given: Tensor) -> tuple[Tensor, Tensor]:
+    """Triton is imported only when it is asked for."""
+    module = importlib.import_module("kssm.ops.selective_scan.kernel_launch")
+    return module.selective_scan_triton(*given)
+
+
+def selective_scan_torch(
+    x: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``selective_scan`` in plain PyTorch: the reference and the fallback."""
     with torch.autocast(x.device.type, enabled=False):
         length = piece_length(x.device)
         return in_pieces(partial(_advance, a), state, (x, step, b, c), length)
@@ -50,3 +72,46 @@ def selective_step(
     decay = torch.exp(step.unsqueeze(-1) * a)
     state = decay * state + (step * x).unsqueeze(-1) * b.unsqueeze(-2)
     return (state * c.unsqueeze(-2)).sum(-1), state
+
+
+def selective_step_(
+    x: Tensor,
+    raw_step: Tensor,
+    bias: Tensor,
+    a_log: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skip: Tensor,
+    gate: Tensor,
+    states: Tensor,
+    slots: Tensor,
+    dt: Tensor | None,
+) -> Tensor:
+    """One token of ``selective_scan`` for each of N rows, with what surrounds it in Mamba.
+
+    Args:
+        x, gate: [N, D].
+        raw_step: [N, D]; the step is dt softplus(raw_step + bias).
+        bias, skip: [D].
+        a_log: [D, S]; a = -exp(a_log).
+        b, c: [N, S].
+        states: arena [rows, D, S], changed in place.
+        slots: [N] rows of the arena; only scratch rows may occur more than once.
+        dt: [N] or None = 1.
+
+    Returns:
+        (c . h + skip x) silu(gate) [N, D] in the arena's dtype. New state that is not finite is
+        not kept.
+    """
+    if runs_triton(states):
+        kernel = importlib.import_module("kssm.ops.selective_scan.kernel_step")
+        step_kernel = outside_graph(kernel.selective_step_triton_)
+        return step_kernel(x, raw_step, bias, a_log, b, c, skip, gate, states, slots, dt)
+    wide = states.dtype
+    step = F.softplus(raw_step.to(wide) + bias)
+    if dt is not None:
+        step = step * dt.unsqueeze(-1).to(wide)
+    old, x = states[slots], x.to(wide)
+    y, new = selective_step(x, step, -torch.exp(a_log.to(wide)), b.to(wide), c.to(wide), old)
+    states[slots] = kept_finite(new, old)
+    return (y + skip * x) * F.silu(gate.to(wide))

@@ -1,22 +1,26 @@
-"""State-space duality in plain PyTorch: Mamba-2's recurrence as matrix products over chunks.
+"""State-space duality: Mamba-2's recurrence as matrix products over chunks.
 
 Source: Dao and Gu, "Transformers are SSMs", 2024, section 6. Heads of P channels share one decay;
 groups of heads share B and C. Decays and sums are taken in the dtype of the inputs, which the
-caller keeps at fp32 or fp64 whatever the model's.
+caller keeps at fp32 or fp64 whatever the model's. Triton kernels in fp32 on a GPU, plain PyTorch
+elsewhere and as the reference.
 """
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kssm.ops.eager import outside_graph
+from kssm.ops.launch import kept_finite, runs_triton
 from kssm.ops.linear_scan import linear_scan
 from kssm.ops.pieces import in_pieces
 
-__all__ = ["ssd_scan", "ssd_step"]
+__all__ = ["ssd_scan", "ssd_scan_torch", "ssd_step", "ssd_step_"]
 
 _CHUNK = 64
 _PIECE = 16 * _CHUNK
@@ -38,6 +42,20 @@ def ssd_scan(
     Returns:
         y [B, T, H, P] and the state after the last token.
     """
+    run = outside_graph(_kernel) if runs_triton(x) else ssd_scan_torch
+    with torch.autocast(x.device.type, enabled=False):
+        return run(x, step, a, b, c, state)
+
+
+def _kernel(*given: Tensor) -> tuple[Tensor, Tensor]:
+    """Triton is imported only when it is asked for."""
+    return importlib.import_module("kssm.ops.ssd.kernel_launch").ssd_scan_triton(*given)
+
+
+def ssd_scan_torch(
+    x: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``ssd_scan`` in plain PyTorch: the reference and the fallback."""
     with torch.autocast(x.device.type, enabled=False):
         return in_pieces(partial(_advance, a), state, (x, step, b, c), _PIECE)
 
@@ -99,3 +117,45 @@ def ssd_step(
     decay = torch.exp(step * a)[..., None, None]
     state = decay * state + (x * step.unsqueeze(-1)).unsqueeze(-1) * b
     return (state * c).sum(-1), state
+
+
+def ssd_step_(
+    x: Tensor,
+    raw_step: Tensor,
+    bias: Tensor,
+    a_log: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skip: Tensor,
+    gate: Tensor,
+    states: Tensor,
+    slots: Tensor,
+    dt: Tensor | None,
+) -> Tensor:
+    """One token of ``ssd_scan`` for each of N rows, with what surrounds it in Mamba-2.
+
+    Args:
+        x, gate: [N, H, P].
+        raw_step: [N, H]; the step is dt softplus(raw_step + bias).
+        bias, a_log, skip: [H]; a = -exp(a_log).
+        b, c: [N, G, S].
+        states: arena [rows, H, P, S], changed in place.
+        slots: [N] rows of the arena; only scratch rows may occur more than once.
+        dt: [N] or None = 1.
+
+    Returns:
+        (h c + skip x) silu(gate) [N, H, P] in the arena's dtype. New state that is not finite
+        is not kept.
+    """
+    if runs_triton(states):
+        kernel = importlib.import_module("kssm.ops.ssd.kernel_step")
+        step_kernel = outside_graph(kernel.ssd_step_triton_)
+        return step_kernel(x, raw_step, bias, a_log, b, c, skip, gate, states, slots, dt)
+    wide = states.dtype
+    step = F.softplus(raw_step.to(wide) + bias)
+    if dt is not None:
+        step = step * dt.unsqueeze(-1).to(wide)
+    old, x = states[slots], x.to(wide)
+    y, new = ssd_step(x, step, -torch.exp(a_log.to(wide)), b.to(wide), c.to(wide), old)
+    states[slots] = kept_finite(new, old)
+    return (y + skip.unsqueeze(-1) * x) * F.silu(gate.to(wide))

@@ -9,10 +9,14 @@ explains the parallel form.
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 from torch import Tensor
 
 from kssm.errors import InvalidInputError
+from kssm.ops.eager import outside_graph
+from kssm.ops.launch import runs_triton
 from kssm.ops.wkv6.chunked import wkv6_chunked
 from kssm.ops.wkv6.reference import wkv6_reference
 
@@ -56,7 +60,13 @@ def wkv6(
     if initial_state is None:
         initial_state = r.new_zeros(r.shape[0], *r.shape[2:], v.shape[-1])
     with torch.autocast(r.device.type, enabled=False):
-        return wkv6_chunked(r, k, v, log_decay, bonus.to(wide), initial_state.to(wide))
+        run = outside_graph(_kernel) if runs_triton(r) else wkv6_chunked
+        return run(r, k, v, log_decay, bonus.to(wide), initial_state.to(wide))
+
+
+def _kernel(*tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Triton is imported only when it is asked for."""
+    return importlib.import_module("kssm.ops.wkv6.kernel").wkv6_triton(*tokens)
 
 
 def wkv6_step_(
@@ -80,6 +90,10 @@ def wkv6_step_(
         (or sums up to something that is not) keeps its old one.
     """
     _check((r, k, v, log_decay), bonus, dims=3)
+    if runs_triton(states):
+        kernel = importlib.import_module("kssm.ops.wkv6.kernel_step")
+        step_kernel = outside_graph(kernel.wkv6_step_triton_)
+        return step_kernel(r, k, v, log_decay, bonus, states, slots)
     r, k, v, log_decay = (t.to(states.dtype) for t in (r, k, v, log_decay))
     old = states.index_select(0, slots)
     own = (r * bonus.to(states.dtype) * k).sum(-1, keepdim=True)
