@@ -25,6 +25,9 @@ def pretrain(
         str | None, typer.Option(help="start from a checkpoint's weights (name or folder)")
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="write TensorBoard events too")] = False,
+    tasks: Annotated[
+        Path | None, typer.Option(help="folder of evaluation tasks, scored at the end")
+    ] = None,
     commit: Annotated[
         str | None, typer.Option(help="recorded in run.json, by default the working tree's")
     ] = None,
@@ -36,6 +39,8 @@ def pretrain(
     from kssm.training.config import load_config
     from kssm.training.fabric import make_fabric
     from kssm.training.pretrain import Trainer
+    from kssm.training.record import write_record
+    from kssm.training.scoring import load_tasks, score_run
 
     console = Console(highlight=False)
     settings = load_config(config)
@@ -58,4 +63,10 @@ def pretrain(
     console.print(f"compiled in {warm:.0f} s")
     complete = trainer.run(console.print)
     trainer.save()
+    if tasks is not None and fabric.is_global_zero:
+        scores = score_run(output, load_tasks(tasks), fabric.device)
+        write_record(output, {"scores": scores})
+        for name, summary in scores.items():
+            mean = summary["geometric_mean"]
+            console.print(f"{name}: MASE {mean['MASE']:.4f} CRPS {mean['CRPS']:.4f}")
     console.print(f"{'complete' if complete else 'to be continued'}: {output}")

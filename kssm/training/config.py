@@ -10,6 +10,8 @@ from typing import Any, TypeVar, cast, get_type_hints
 
 from kssm.errors import InvalidInputError
 from kssm.forecast.forecaster import ForecasterConfig
+from kssm.models.registry import config_from_mapping
+from kssm.models.stack import StackConfig
 from kssm.training.averaging import AverageConfig
 from kssm.training.corpus import CorpusConfig
 from kssm.training.mixture import MixtureConfig
@@ -105,6 +107,14 @@ def build_config(tables: Table) -> PretrainConfig:
     return _build(PretrainConfig, tables)
 
 
+def _backbone(values: Any) -> StackConfig:
+    """The sizes of a stack of the kind that its key ``model`` names, ``kssm`` without it."""
+    if not isinstance(values, dict):
+        raise InvalidInputError("backbone: expected a table", code="invalid_config")
+    sizes = dict(cast("Table", values))
+    return config_from_mapping(sizes.pop("model", "kssm"), sizes)
+
+
 def _build(kind: type[T], values: Any) -> T:
     """A dataclass from a TOML table, tables inside it included."""
     if not isinstance(values, dict):
@@ -113,7 +123,9 @@ def _build(kind: type[T], values: Any) -> T:
     arguments: Table = {}
     for name, value in cast("Table", values).items():
         wanted = types.get(name)
-        if isinstance(wanted, type) and is_dataclass(wanted):
+        if wanted is StackConfig:
+            arguments[name] = _backbone(value)
+        elif isinstance(wanted, type) and is_dataclass(wanted):
             arguments[name] = _build(wanted, value)
         else:
             arguments[name] = tuple(cast("list[Any]", value)) if isinstance(value, list) else value

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from kssm.models.registry import name_of
 from kssm.training.config import PretrainConfig
 
 RECORD_FILE = "run.json"
@@ -22,8 +23,10 @@ def describe_run(
 ) -> dict[str, Any]:
     """Configuration, commit (by default that of the working tree, if it is one) and machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    described = asdict(config)
+    described["model"]["backbone"]["model"] = name_of(config.model.backbone)
     return {
-        "config": asdict(config),
+        "config": described,
         "commit": commit or _commit(),
         "torch": torch.__version__,
         "device": f"{ranks} x {name or device.type}",

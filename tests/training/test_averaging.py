@@ -45,6 +45,7 @@ def test_only_every_so_many_steps_count() -> None:
 def test_buffers_come_from_the_model() -> None:
     model = nn.BatchNorm1d(2)
     average = WeightAverage(model, AverageConfig())
+    assert model.running_mean is not None
     model.running_mean.fill_(5.0)
     weights = average.weights(model)
     assert weights.keys() == model.state_dict().keys()

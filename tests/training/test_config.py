@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kssm.errors import InvalidInputError
+from kssm.models.mamba import MambaConfig
 from kssm.training.config import RunConfig, load_config, overlay
 
 
@@ -25,6 +26,14 @@ def test_a_file_changes_single_keys_of_its_base(tmp_path: Path) -> None:
     path.write_text('base = "base.toml"\n[data]\nlength = 128\n[run]\nseed = 3\n')
     config = load_config(path)
     assert (config.data.rows, config.data.length, config.run.seed) == (4, 128, 3)
+
+
+def test_other_backbones_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('[model.backbone]\nmodel = "mamba"\nd_model = 32\n')
+    backbone = load_config(path).model.backbone
+    assert isinstance(backbone, MambaConfig)
+    assert backbone.d_model == 32
 
 
 def test_overlay_leaves_its_arguments_alone() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 
 from kssm.forecast import ForecasterConfig
 from kssm.models import KSSMConfig
@@ -34,10 +35,10 @@ def first_gradients(trainer: Trainer, batch: TrainingBatch) -> dict[str, torch.T
     seen: dict[str, torch.Tensor] = {}
     step = trainer.optimizers.step
 
-    def spy(rate: float) -> torch.Tensor:
+    def spy(learning_rate: float) -> torch.Tensor:
         named = trainer.model.named_parameters()
         seen.update({n: p.grad.clone() for n, p in named if p.grad is not None})
-        return step(rate)
+        return step(learning_rate)
 
     trainer.optimizers.step = spy
     trainer.update(batch, thinned=False, offset=0)
@@ -45,7 +46,7 @@ def first_gradients(trainer: Trainer, batch: TrainingBatch) -> dict[str, torch.T
     return seen
 
 
-def rank_main(fabric: object, folder: Path) -> None:
+def rank_main(fabric: Fabric, folder: Path) -> None:
     """What each of the two processes does; its results go to a file."""
     torch.set_num_threads(1)
     trainer = Trainer(CONFIG, folder, fabric)

@@ -66,7 +66,9 @@ def test_a_gradient_that_is_not_finite_counts_as_zero() -> None:
     optimizer = Optimizers(model, OptimizerConfig(weight_decay=0.0))
     before = [p.detach().clone() for p in model.parameters()]
     _random_gradients(model, 0)
-    model.embed.weight.grad[0, 0] = torch.nan
+    gradient = model.embed.weight.grad
+    assert gradient is not None
+    gradient[0, 0] = torch.nan
     assert not optimizer.step(1e-3).isfinite()
     for old, new in zip(before, model.parameters(), strict=True):
         assert torch.equal(old, new)

@@ -1,0 +1,1 @@
+"""What was trained, tried and measured: one folder an experiment."""
