@@ -48,10 +48,8 @@ def make_fabric(
     except ImportError as error:
         message = "run.tensorboard needs TensorBoard: pip install 'kssm[train]'"
         raise InvalidInputError(message, code="missing_dependency") from error
-    # The only buffers are constants: nothing to broadcast in every forward pass.
     parallel = DDPStrategy(
         start_method="spawn" if spawn else "popen",
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
     single = [device.index or 0] if device.type == "cuda" else 1
