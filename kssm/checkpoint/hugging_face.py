@@ -111,10 +111,9 @@ def from_hugging_face(config: Mapping[str, Any], window: int | None = None) -> T
             f"no model_type {kind!r}, only {', '.join(_BY_TYPE)}", code="unsupported_checkpoint"
         )
     fields = configs.Fields(config)
-    backbone = _BY_TYPE[str(kind)].read(fields)
     vocab_size = fields.number("vocab_size")
     tied = fields.flag("tie_word_embeddings", configs.TIED_BY_DEFAULT.get(str(kind), False))
-    fields.finish()
+    backbone = configs.finished(fields, _BY_TYPE[str(kind)].read)
     if window is not None and isinstance(backbone, TransformerConfig):
         backbone = configs.narrowed(backbone, window)
     eos = config.get("eos_token_id")

@@ -5,7 +5,7 @@ A setting that our models cannot honour must not be passed over: each is named i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -14,6 +14,7 @@ from kssm.errors import CheckpointError, InvalidInputError
 from kssm.models.mamba import MambaConfig
 from kssm.models.mamba2 import Mamba2Config
 from kssm.models.rwkv6 import RWKV6Config
+from kssm.models.stack import StackConfig
 from kssm.models.transformer import TransformerConfig
 
 TIED_BY_DEFAULT: Final[Mapping[str, bool]] = MappingProxyType({"mamba": True})
@@ -78,6 +79,18 @@ class Fields:
     def _value(self, name: str, default: object) -> object:
         value = self._config.get(name)
         return default if value is None else value
+
+
+def finished(fields: Fields, read: Callable[[Fields], StackConfig]) -> StackConfig:
+    """What ``read`` makes of the fields, once nothing is wrong with any of them."""
+    try:
+        config = read(fields)
+    except InvalidInputError as error:  # sizes that do not fit one another, or stand for bad ones
+        fields.refuse(error.message)
+        fields.finish()
+        raise
+    fields.finish()
+    return config
 
 
 def read_mamba(fields: Fields) -> MambaConfig:
