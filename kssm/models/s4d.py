@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,15 @@ from torch.nn import functional as F
 
 from kssm.models.base import State, StateSpec
 from kssm.models.layers import RMSNorm, SwiGLU, init_linear
-from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, remember_, state_dtype
-from kssm.ops.diagonal_scan import diagonal_convolution, diagonal_scan
-
-Discretization = Literal["zoh", "bilinear"]
-
+from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, state_dtype
+from kssm.ops.diagonal_scan import (
+    Discretization,
+    Modes,
+    diagonal_convolution,
+    diagonal_scan,
+    diagonal_step_,
+    transition,
+)
 
 @dataclass(frozen=True)
 class S4DConfig(StackConfig):
@@ -99,59 +103,36 @@ class S4DBlock(Block):
                 steps = torch.arange(x.shape[1], device=x.device)
                 dt = dt.masked_fill(steps >= lengths.unsqueeze(1), 0.0)
             y, after = diagonal_scan(inputs, dt, self.transition, self._c(), before)
-        return self._join(x, y, inputs), {"state": torch.view_as_real(after)}
+        mixed = F.gelu(y + self.skip * inputs)
+        return self._finish(x, mixed), {"state": torch.view_as_real(after)}
 
     def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
         inputs = self.norm(x).to(state_dtype(self.log_step.dtype))
-        decay, gain = self.transition(dt)
-        old = torch.view_as_complex(arena["state"][slots])
-        new = decay * old + gain * inputs.unsqueeze(-1)
-        remember_(arena["state"], slots, torch.view_as_real(new))
-        y = 2.0 * (new * self._c()).real.sum(-1)
-        return self._join(x, y, inputs)
+        rule = self.config.discretization
+        mixed = diagonal_step_(inputs, self._modes(), rule, self.skip, arena["state"], slots, dt)
+        return self._finish(x, mixed)
 
     def transition(self, dt: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What a token does to the modes: complex decay and input gain [..., d_model, d_state].
+        """What a token does to the modes: decay and input gain [..., d_model, d_state], complex128.
 
-        ``dt`` [...] scales the learned step; 0 gives decay 1 and gain 0, bit for bit. Without
-        ``dt`` they are computed in double precision: an error in the angle grows with every token.
+        ``dt`` [...] scales the learned step; 0 gives decay 1 and gain 0, bit for bit.
         """
-        wide = state_dtype(self.log_step.dtype)
-        dtype = torch.float64 if dt is None else wide
-        step = self.log_step.to(dtype).exp().unsqueeze(-1)
-        if dt is not None:
-            step = dt.to(dtype)[..., None, None] * step
-        a = torch.complex(-self.log_decay.to(dtype).exp(), self.frequency.to(dtype))
-        rule = _zero_order_hold if self.config.discretization == "zoh" else _bilinear
-        decay, gain = rule(a, step)
-        return decay.to(wide.to_complex()), gain.to(wide.to_complex())
+        return transition(self._modes(), self.config.discretization, dt).complex()
+
+    def _modes(self) -> Modes:
+        return Modes(self.log_step, self.log_decay, self.frequency, self.c_re, self.c_im)
 
     def _c(self) -> Tensor:
         wide = state_dtype(self.log_step.dtype)
         return torch.complex(self.c_re.to(wide), self.c_im.to(wide))
 
-    def _join(self, x: Tensor, y: Tensor, inputs: Tensor) -> Tensor:
-        """Skip, activation, gated projection and feed-forward around the residual stream."""
+    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Gated projection and feed-forward around the residual stream."""
         dtype = compute_dtype(x)
-        mixed = F.gelu(y + self.skip * inputs).to(dtype)
-        x = x + F.glu(self.out_proj(mixed), dim=-1)
+        x = x + F.glu(self.out_proj(mixed.to(dtype)), dim=-1)
         if self.mlp is not None and self.mlp_norm is not None:
             x = x + self.mlp(self.mlp_norm(x).to(dtype))
         return x
-
-
-def _zero_order_hold(a: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Decay exp(step a) and gain (exp(step a) - 1) / a, accurate for small steps too."""
-    growth, angle = step * a.real, step * a.imag
-    grown, half = torch.exp(growth), torch.sin(0.5 * angle)
-    re = torch.expm1(growth) * torch.cos(angle) - 2.0 * half.square()
-    return torch.polar(grown, angle), torch.complex(re, grown * torch.sin(angle)) / a
-
-
-def _bilinear(a: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Decay (1 + step a / 2) / (1 - step a / 2) and gain step / (1 - step a / 2)."""
-    gain = step / (1.0 - 0.5 * step * a)
-    return 1.0 + a * gain, gain
 
 
 class S4D(Stack):

@@ -69,7 +69,8 @@ def test_the_convolution_is_the_recurrence(
     layer, x, state = block(rule, dtype), draw(ROWS, length, WIDTH), start()
     expected = exact(layer, x, torch.ones(ROWS, length, dtype=torch.float64), state)
     decay, gain = layer.transition(None)
-    found = diagonal_convolution(x.to(dtype), decay, gain, c_of(layer), state.to(decay.dtype), None)
+    narrow = state.to(c_of(layer).dtype)
+    found = diagonal_convolution(x.to(dtype), decay, gain, c_of(layer), narrow, None)
     assert all(worst(a, b) <= TOLERANCE[dtype] for a, b in zip(found, expected, strict=True))
 
 
@@ -118,7 +119,7 @@ def test_from_zero_it_is_the_convolution_with_the_kernel(
     distance = times.unsqueeze(1) - times
     toeplitz = torch.where(distance >= 0, kernel[:, distance.clamp_min(0)], 0.0)
     expected = torch.einsum("dij,bjd->bid", toeplitz, x)
-    zero = torch.zeros(ROWS, WIDTH, MODES, dtype=own[0].dtype)
+    zero = torch.zeros(ROWS, WIDTH, MODES, dtype=c_of(layer).dtype)
     y, _ = diagonal_convolution(x.to(dtype), *own, c_of(layer), zero, None)
     assert worst(y, expected) <= TOLERANCE[dtype]
 

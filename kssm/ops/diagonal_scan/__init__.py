@@ -13,44 +13,59 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kssm.ops.diagonal_scan.modes import Discretization, Modes, Transition, transition
+from kssm.ops.diagonal_scan.step import diagonal_step_
 from kssm.ops.linear_scan import linear_scan
 from kssm.ops.pieces import in_pieces, piece_length
 
-__all__ = ["convolution_kernel", "diagonal_convolution", "diagonal_scan"]
+__all__ = [
+    "Discretization",
+    "Modes",
+    "Transition",
+    "convolution_kernel",
+    "diagonal_convolution",
+    "diagonal_scan",
+    "diagonal_step_",
+    "transition",
+]
 
 _CHUNK = 64
 
-Transition = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""dt [...] -> decay and gain [..., D, N], complex; 1 and 0 where dt is 0."""
+Advance = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""dt [...] -> decay and gain [..., D, N], complex128; 1 and 0 where dt is 0."""
 
 
 def diagonal_scan(
-    x: Tensor, dt: Tensor, transition: Transition, c: Tensor, state: Tensor
+    x: Tensor, dt: Tensor, advance: Advance, c: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """h_t = decay_t h_{t-1} + gain_t x_t ; y_t = 2 Re(c . h_t) for every channel.
 
     Args:
         x: [B, T, D] real.
         dt: [B, T] factors on the steps; a token with dt = 0 leaves the state untouched.
-        transition: gives decay_t and gain_t from dt_t.
+        advance: gives decay_t and gain_t from dt_t.
         c: [D, N] complex.
         state: [B, D, N] complex, before the first token.
 
     Returns:
         y [B, T, D] and the state after the last token.
+
+    Computed in double precision throughout: rounded decays would add up over the tokens.
     """
 
-    def advance(state: Tensor, x: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-        decay, gain = transition(dt)
+    def piece(state: Tensor, x: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+        decay, gain = advance(dt)
         states = linear_scan(decay, gain * x.unsqueeze(-1), state)
-        return 2.0 * (states * c).real.sum(-1), states[:, -1].clone()
+        return 2.0 * (states * c).real.sum(-1).to(x.dtype), states[:, -1].clone()
 
-    return in_pieces(advance, state, (x, dt), piece_length(x.device))
+    wide = state.to(torch.complex128)
+    y, after = in_pieces(piece, wide, (x, dt), piece_length(x.device))
+    return y, after.to(state.dtype)
 
 
 def convolution_kernel(decay: Tensor, gain: Tensor, c: Tensor, length: int) -> Tensor:
     """K_l = 2 Re(sum_n c gain decay^l) [D, length]: y = K * x when the state starts at zero."""
-    return _kernel(_powers(decay, length), gain, c)
+    return _kernel(_powers(decay, length).to(c.dtype), gain.to(c.dtype), c)
 
 
 def diagonal_convolution(
@@ -60,6 +75,7 @@ def diagonal_convolution(
 
     Args:
         x, c, state: as in ``diagonal_scan``; x must be finite everywhere.
+        decay, gain: [D, N] complex128, so that powers of the decay are exact.
         lengths: [B] number of valid tokens, None = all; outputs behind them mean nothing.
 
     Returns:
@@ -74,7 +90,8 @@ def _convolve(
 ) -> tuple[Tensor, Tensor]:
     rows, tokens, channels = x.shape
     size = min(_CHUNK, tokens)
-    powers = _powers(decay, size + 1)  # [D, L + 1, N]
+    powers = _powers(decay, size + 1).to(c.dtype)  # [D, L + 1, N]
+    gain = gain.to(c.dtype)
     chunks = F.pad(x, (0, 0, 0, -tokens % size)).unflatten(1, (-1, size))
     columns = chunks.permute(3, 2, 0, 1).reshape(channels, size, -1)  # [D, L, B * K]
 
@@ -91,17 +108,13 @@ def _convolve(
 
 
 def _powers(decay: Tensor, count: int) -> Tensor:
-    """decay^0 ... decay^(count - 1): [D, N] -> [D, count, N].
-
-    Taken in double precision from ``decay`` as it is, so that many steps by ``decay`` and one
-    by its power end in the same place.
-    """
+    """decay^0 ... decay^(count - 1): [D, N] -> [D, count, N], complex128."""
     factor = decay.to(torch.complex128).unsqueeze(1)
     powers = torch.ones_like(factor)
     while powers.shape[1] < count:
         powers = torch.cat([powers, powers * factor], dim=1)
         factor = factor * factor
-    return powers[:, :count].to(decay.dtype)
+    return powers[:, :count]
 
 
 def _kernel(powers: Tensor, gain: Tensor, c: Tensor) -> Tensor:
