@@ -3,6 +3,7 @@
 from kssm.models.base import SequenceModel, State, StateSpec
 from kssm.models.hybrid import Hybrid, HybridConfig
 from kssm.models.kssm import KSSM, KSSMConfig, nuclear_init
+from kssm.models.kssm_layer import KSSMLayer
 from kssm.models.mamba import Mamba, MambaConfig
 from kssm.models.mamba2 import Mamba2, Mamba2Config
 from kssm.models.registry import MODELS, PRESETS, build
@@ -20,6 +21,7 @@ __all__ = [
     "Hybrid",
     "HybridConfig",
     "KSSMConfig",
+    "KSSMLayer",
     "Mamba",
     "Mamba2",
     "Mamba2Config",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from kssm.models.base import State, StateSpec
 from kssm.models.layers import CausalConv, RMSNorm, SwiGLU, init_linear
 from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, state_dtype
 from kssm.ops.kssm_scan import ScanParameters, kssm_scan, kssm_step_
+
+if TYPE_CHECKING:
+    from kssm.models.kssm_layer import KSSMLayer
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ class KSSM(Stack):
 
 @torch.no_grad()
 def nuclear_init(
-    layer: KSSMBlock,
+    layer: KSSMBlock | KSSMLayer,
     long_memory: float = 1500.0,
     freq_min: float = 1 / 3000,
     freq_max: float = 1 / 2.1,
