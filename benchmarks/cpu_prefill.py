@@ -76,10 +76,10 @@ class Peak:
     """Runs as many multiply-adds as one core can, from registers alone."""
 
     def __init__(self) -> None:
-        variant, command = library.best_variant(), build.compiler()
-        if variant is None or command is None:
+        variants, command = library.usable_variants(), build.compiler()
+        if not variants or command is None:
             raise SystemExit("the peak needs a C compiler")
-        flags = [*build.FLAGS, *build.variants()[variant]]
+        flags = [*build.FLAGS, *build.variants()[variants[0]]]
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "peak.so"
             source = Path(__file__).with_name("peak.c")

@@ -1,5 +1,5 @@
 /* Multiply-adds a second that one core can do: the arithmetic's limit for benchmarks/cpu_prefill.py. */
-#include "../kssm/forecast/native/linear.h"
+#include "../kssm/forecast/native/lanes.h"
 
 #define CHAINS 12 /* enough to hide the latency of each */
 

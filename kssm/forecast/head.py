@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from kssm.forecast.distribution import LEVELS, MEDIAN
 from kssm.models.layers import init_linear
+from kssm.quantization import QuantizedLinear
 
 _NORMAL_STEPS = (0.2533, 0.2710, 0.3172, 0.4399)  # between standard normal deciles, outwards
 
@@ -38,13 +39,19 @@ class QuantileHead(nn.Module):
         keep = self.horizon if horizons is None else horizons
         rows = keep * (len(LEVELS) + 1)
         hidden = F.silu(self.hidden(x))
-        raw = F.linear(hidden, self.out.weight[:rows])
-        raw = raw.to(self.bias.dtype) + self.bias[:rows]
+        raw = self._out(hidden, rows).to(self.bias.dtype) + self.bias[:rows]
         raw = raw.unflatten(-1, (keep, len(LEVELS) + 1))
         increments = F.softplus(raw[..., 2:])
         median = raw[..., 0] + torch.sigmoid(raw[..., 1]) * last.unsqueeze(-1)
         # A broadcast sum, not a matrix product: autocast would round that to bf16.
         return median.unsqueeze(-1) + (increments.unsqueeze(-1) * self.spread).sum(-2)
+
+    def _out(self, hidden: Tensor, rows: int) -> Tensor:
+        """The output layer's first ``rows`` numbers."""
+        layer: nn.Module = self.out
+        if isinstance(layer, QuantizedLinear):
+            return layer(hidden, rows)
+        return F.linear(hidden, self.out.weight[:rows])
 
 
 def _spread_matrix() -> Tensor:

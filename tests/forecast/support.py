@@ -12,7 +12,7 @@ from kssm.forecast.native import NativeModel, build, library
 from kssm.models import KSSMConfig, State
 
 needs_native = pytest.mark.skipif(
-    library.best_variant() is None or build.compiler() is None,
+    not library.usable_variants() or build.compiler() is None,
     reason="no variant for this processor, or no compiler",
 )
 

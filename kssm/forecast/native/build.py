@@ -20,20 +20,24 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCES = (
-    *("native.c", "block.h", "linear.h", "maths.h", "model.h", "prefill.h"),
-    *("signal.h", "step.h", "tile.h"),
+    *("native.c", "block.h", "integer.h", "lanes.h", "linear.h", "maths.h", "matrix.h"),
+    *("model.h", "prefill.h", "signal.h", "step.h", "tile.h"),
 )
 # No -ffast-math: the code tells NaN and infinity from numbers.
 FLAGS = (
     *("-std=c11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (
+    *(*_AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"),
+    "-mprefer-vector-width=512",
+)
 _X86 = {
-    "avx2": ("-mavx2", "-mfma"),
-    "avx512": (
-        *("-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"),
-        "-mprefer-vector-width=512",
-    ),
+    "avx2": _AVX2,
+    "avxvnni": (*_AVX2, "-mavxvnni"),
+    "avx512": _AVX512,
+    "avx512vnni": (*_AVX512, "-mavx512vnni"),
 }
 _ARM = {"neon": ()}
 TIMEOUT_S = 120.0

@@ -27,7 +27,7 @@ class Sizes(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("features", "d_model", "layers", "d_inner")),
         *((name, ctypes.c_int64) for name in ("d_mlp", "rank", "groups", "conv_width")),
-        *((name, ctypes.c_int64) for name in ("head_hidden", "head_horizon")),
+        *((name, ctypes.c_int64) for name in ("head_hidden", "head_horizon", "format")),
         ("eps", ctypes.c_double),
     )
 
@@ -78,11 +78,11 @@ class Library:
         self._prefill.argtypes = (*common, count, count, to(Series))
 
     def packed_size(self, sizes: Sizes) -> int:
-        """Floats that the packed weights take."""
+        """Bytes that the packed weights take."""
         return self._pack(sizes, None, None)
 
     def pack(self, sizes: Sizes, sources: Sequence[int], packed: int) -> None:
-        """Copy the weights at the addresses ``sources`` into the buffer at ``packed``."""
+        """Copy the weights at the addresses ``sources`` into the buffer of zeros at ``packed``."""
         self._pack(sizes, (ctypes.c_void_p * len(sources))(*sources), packed)
 
     def step(self, sizes: Sizes, packed: int, arena: ArenaPointers, samples: Samples) -> None:
@@ -106,22 +106,38 @@ def _check(code: int) -> None:
 @functools.cache
 def load() -> Library | None:
     """The library for this processor, compiled now if need be; None = use plain torch."""
-    variant = best_variant()
-    if variant is None or os.environ.get(SWITCH) == "0":
+    if os.environ.get(SWITCH) == "0":
         return None
-    try:
-        return Library(_locate(variant))
-    except (OSError, RuntimeError, build.BuildError) as error:
-        _log.info("the compiled CPU code is not used: %s", error)
-        return None
+    for variant in usable_variants():
+        try:
+            return Library(_locate(variant))
+        except (OSError, RuntimeError, build.BuildError) as error:
+            _log.info("the compiled CPU code for %s is not used: %s", variant, error)
+    return None
 
 
-def best_variant() -> str | None:
-    """The best instruction set of this processor that there is a variant for."""
+def usable_variants() -> list[str]:
+    """The variants that this processor can run, best first."""
     if "neon" in build.variants():
-        return "neon"
-    variant = torch.backends.cpu.get_cpu_capability().lower()
-    return variant if variant in build.variants() else None
+        return ["neon"]
+    widest = torch.backends.cpu.get_cpu_capability().lower()
+    flags = _processor_flags()
+    candidates = {
+        "avx512vnni": widest == "avx512" and "avx512_vnni" in flags,
+        "avx512": widest == "avx512",
+        "avxvnni": widest in {"avx512", "avx2"} and "avx_vnni" in flags,
+        "avx2": widest in {"avx512", "avx2"},
+    }
+    return [name for name, usable in candidates.items() if usable and name in build.variants()]
+
+
+def _processor_flags() -> frozenset[str]:
+    """What Linux says that the processor has; elsewhere nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def _locate(variant: str) -> Path:

@@ -9,9 +9,6 @@
 
 #include "integer.h"
 
-#define CHAIN 32 /* inputs added up at a time: one long sum would round four times as much */
-#define LINE 64  /* bytes in a line of the caches */
-
 /* Where a product keeps what it needs on the way. */
 typedef struct {
     Rounded rounded;
@@ -25,10 +22,10 @@ INLINE vector weight_at(const Format format, const char *panel, int64_t at) {
 }
 
 /* `panels` panels for `rows` rows; constant arguments, so that `sum` lives in registers. With each
- * chain `burst` bytes are asked for from `next` on. */
+ * chain `burst` bytes are asked for from `next` on. If not NULL, `copy` gets the panel in fp32. */
 INLINE void float_tile(const Format format, const int rows, const int panels, const char *panel,
                        int64_t inputs, const float *x, float *y, int64_t stride, const char *next,
-                       int64_t burst) {
+                       int64_t burst, float *copy) {
     int64_t size = panel_bytes(format, inputs);
     vector total[ROWS][8];
     UNROLL
@@ -37,8 +34,7 @@ INLINE void float_tile(const Format format, const int rows, const int panels, co
         for (int p = 0; p < 2 * panels; p++) total[r][p] = (vector){0};
     for (int64_t start = 0; start < inputs; start += CHAIN) {
         int64_t end = start + CHAIN < inputs ? start + CHAIN : inputs;
-        for (int64_t i = 0; i < burst; i += LINE) __builtin_prefetch(next + i, 0, 2);
-        next += burst;
+        next = ask_for(next, burst);
         vector sum[ROWS][8];
         UNROLL
         for (int r = 0; r < rows; r++)
@@ -48,6 +44,7 @@ INLINE void float_tile(const Format format, const int rows, const int panels, co
             UNROLL
             for (int p = 0; p < 2 * panels; p++) {
                 vector w = weight_at(format, panel + p / 2 * size, k * PANEL + p % 2 * LANES);
+                if (copy) *(stored *)(copy + k * PANEL + p * LANES) = w;
                 UNROLL
                 for (int r = 0; r < rows; r++) sum[r][p] += w * x[r * stride + k];
             }
@@ -62,21 +59,16 @@ INLINE void float_tile(const Format format, const int rows, const int panels, co
         for (int p = 0; p < 2 * panels; p++) *(stored *)(y + r * stride + p * LANES) = total[r][p];
 }
 
-/* As many panels at once as hide the latency of an addition, for one row. */
-INLINE void float_vector(const Format format, const Matrix *m, const float *x, float *y) {
-    int64_t size = panel_bytes(format, m->inputs), count = padded(m->outputs) / PANEL, i = 0;
-    for (; i + 4 <= count; i += 4)
-        float_tile(format, 1, 4, m->panels + i * size, m->inputs, x, y + i * PANEL, 0, NULL, 0);
-    for (; i < count; i++)
-        float_tile(format, 1, 1, m->panels + i * size, m->inputs, x, y + i * PANEL, 0, NULL, 0);
-}
-
-static void float_rows(int64_t rows, const float *panel, int64_t inputs, const float *x, float *y,
-                       int64_t stride, const char *next, int64_t burst) {
+/* One row takes as many panels at once as hide the latency of an addition. */
+INLINE int64_t float_rows(const Format format, int64_t rows, const char *panel, int64_t panels,
+                          int64_t inputs, const float *x, float *y, int64_t stride,
+                          const char *next, int64_t burst) {
+    if (rows == 1 && panels >= 4) {
+        float_tile(format, 1, 4, panel, inputs, x, y, stride, next, burst, NULL);
+        return 4;
+    }
 #define CASE(R) \
-    case R: \
-        float_tile(FLOAT32, R, 1, (const char *)panel, inputs, x, y, stride, next, burst); \
-        break
+    case R: float_tile(format, R, 1, panel, inputs, x, y, stride, next, burst, NULL); break
     switch (rows) {
         CASE(1); CASE(2); CASE(3); CASE(4);
 #if ROWS == 8
@@ -84,46 +76,66 @@ static void float_rows(int64_t rows, const float *panel, int64_t inputs, const f
 #endif
     }
 #undef CASE
+    return 1;
 }
 
-static const float *widened(const Matrix *m, const char *panel, float *to) {
-    if (m->format == FLOAT32) return (const float *)panel;
-    for (int64_t i = 0; i < m->inputs * PANEL; i += LANES)
-        *(stored *)(to + i) = m->format == FLOAT16 ? weight_at(FLOAT16, panel, i)
-                                                   : weight_at(BFLOAT16, panel, i);
-    return to;
+/* Up to ROWS rows: every weight is used as it comes, and those after it are asked for. */
+INLINE void few_rows(const Format format, int64_t rows, const Matrix *m, const float *x, float *y,
+                     int64_t stride) {
+    int64_t size = panel_bytes(format, m->inputs), count = padded(m->outputs) / PANEL;
+    for (int64_t i = 0; i < count;) {
+        int64_t wide = rows == 1 && i + 4 <= count ? 4 : 1;
+        i += float_rows(format, rows, m->panels + i * size, count - i, m->inputs, x, y + i * PANEL,
+                        stride, m->panels, rows == 1 ? 0 : burst_of(size, m->inputs));
+    }
+}
+
+/* ROWS rows, which leave the panel behind in fp32 for the others. */
+static void first_rows(Format format, const char *panel, int64_t inputs, const float *x, float *y,
+                       int64_t stride, const char *next, int64_t burst, float *copy) {
+    if (format == FLOAT16)
+        float_tile(FLOAT16, ROWS, 1, panel, inputs, x, y, stride, next, burst, copy);
+    else
+        float_tile(BFLOAT16, ROWS, 1, panel, inputs, x, y, stride, next, burst, copy);
 }
 
 /* A panel comes from far away for the first group of rows and from near for the others. So each
  * group asks for its share of the next panel: the memory is busy all the time, not in turns. */
-static void float_product(int64_t rows, const Matrix *m, const Aside *aside, const float *x,
-                          float *y, int64_t stride) {
+static void many_rows(int64_t rows, const Matrix *m, const Aside *aside, const float *x, float *y,
+                      int64_t stride) {
     int64_t size = panel_bytes(m->format, m->inputs), groups = (rows + ROWS - 1) / ROWS;
-    int64_t chains = (m->inputs + CHAIN - 1) / CHAIN, share = size / groups;
-    int64_t burst = groups > 1 ? share / chains : 0;
+    int64_t share = size / groups, burst = burst_of(share, m->inputs);
     for (int64_t i = 0; i < padded(m->outputs) / PANEL; i++) {
         const char *panel = m->panels + i * size, *next = panel + size;
-        const float *wide = widened(m, panel, aside->panel);
-        for (int64_t r = 0; r < rows; r += ROWS, next += share)
-            float_rows(rows - r < ROWS ? rows - r : ROWS, wide, m->inputs, x + r * stride,
-                       y + r * stride + i * PANEL, stride, next, burst);
+        float *to = y + i * PANEL;
+        int64_t done = 0;
+        if (m->format != FLOAT32) {
+            first_rows(m->format, panel, m->inputs, x, to, stride, next, burst, aside->panel);
+            panel = (const char *)aside->panel;
+            done = ROWS;
+            next += share;
+        }
+        for (; done < rows; done += ROWS, next += share)
+            float_rows(FLOAT32, rows - done < ROWS ? rows - done : ROWS, panel, 1, m->inputs,
+                       x + done * stride, to + done * stride, stride, next, burst);
     }
 }
 
 /* y[r][:] = W x[r][:]; y has room for padded(outputs) numbers a row. */
 static void linear(int64_t rows, const Matrix *m, const Aside *aside, const float *x, float *y,
                    int64_t stride) {
+    if (!rows) return;
     if (m->format == INT8) {
         for (int64_t r = 0; r < rows; r++) round_row(x + r * stride, m->inputs, &aside->rounded, r);
         integer_product(rows, m, &aside->rounded, y, stride);
-    } else if (rows != 1) {
-        float_product(rows, m, aside, x, y, stride);
+    } else if (rows > ROWS) {
+        many_rows(rows, m, aside, x, y, stride);
+    } else if (m->format == FLOAT32) {
+        few_rows(FLOAT32, rows, m, x, y, stride);
     } else if (m->format == FLOAT16) {
-        float_vector(FLOAT16, m, x, y);
-    } else if (m->format == BFLOAT16) {
-        float_vector(BFLOAT16, m, x, y);
+        few_rows(FLOAT16, rows, m, x, y, stride);
     } else {
-        float_vector(FLOAT32, m, x, y);
+        few_rows(BFLOAT16, rows, m, x, y, stride);
     }
 }
 

@@ -9,6 +9,9 @@
 
 #include "lanes.h"
 
+#define CHAIN 32 /* inputs added up at a time: one long sum would round four times as much */
+#define LINE 64  /* bytes in a line of the caches */
+
 /* Mirrored in weights.py. */
 typedef enum { FLOAT32, FLOAT16, BFLOAT16, INT8 } Format;
 
@@ -59,6 +62,17 @@ static void pack(const void *weight, const Matrix *m, char *out) {
         else if (m->format == FLOAT32) pack_panel(4, weight, first, m, out);
         else pack_panel(2, weight, first, m, out);
     }
+}
+
+/* Bytes to ask for with each chain, so that `share` bytes are asked for in a product. */
+static inline int64_t burst_of(int64_t share, int64_t inputs) {
+    return rounded_up(share * CHAIN / inputs, LINE);
+}
+
+/* Asks for some bytes, which will be needed soon; returns what follows them. */
+static inline const char *ask_for(const char *next, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(next + i, 0, 2);
+    return next + bytes;
 }
 
 #endif
