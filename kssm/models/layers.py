@@ -65,9 +65,7 @@ class CausalConv(nn.Module):
         steps = lengths.unsqueeze(1) + torch.arange(keep, device=padded.device)
         return padded.gather(1, steps.unsqueeze(-1).expand(-1, -1, padded.shape[-1]))
 
-    def step_(
-        self, x: Tensor, windows: Tensor, slots: Tensor, *, silu: bool = False
-    ) -> Tensor:
+    def step_(self, x: Tensor, windows: Tensor, slots: Tensor, *, silu: bool = False) -> Tensor:
         """Filter one token a row x [N, C], shifting the arena rows of ``windows`` in place.
 
         Non-finite inputs are not remembered: the row keeps its old window. ``silu`` applies SiLU.

@@ -27,6 +27,7 @@ from kssm.ops.diagonal_scan import (
     transition,
 )
 
+
 @dataclass(frozen=True)
 class S4DConfig(StackConfig):
     """Sizes of an S4D stack.

@@ -1,6 +1,6 @@
 """One token of a causal depth-wise convolution for each of many rows, windows changed in place.
 
-    y = bias + sum_j weight_j window_j + weight_last x      window <- (window_1 ... window_last, x)
+y = bias + sum_j weight_j window_j + weight_last x      window <- (window_1 ... window_last, x)
 """
 
 from __future__ import annotations

@@ -56,15 +56,16 @@ def step_kernel(
     c_im = tl.load(c_im_ptr + tile, mask=mask, other=0.0).to(tl.float32)
     skip = tl.load(skip_ptr + d, mask=in_d, other=0.0).to(tl.float32)
     decay_re, decay_im, gain_re, gain_im = _transition(a_re, a_im, step, ZOH)
-    first = (tl.program_id(0) // blocks) * shared
-    for row in range(first, tl.minimum(first + shared, rows)):
+    first = (tl.program_id(0) // blocks).to(tl.int64) * shared
+    for i in range(tl.minimum(shared, rows - first).to(tl.int32)):
+        row = first + i
         if dt_ptr is not None:
             own = step * tl.load(dt_ptr + row).to(tl.float64)
             decay_re, decay_im, gain_re, gain_im = _transition(a_re, a_im, own, ZOH)
         place = states_ptr + 2 * (tl.load(slots_ptr + row).to(tl.int64) * (D * N) + tile)
         re = tl.load(place, mask=mask, other=0.0)
         im = tl.load(place + 1, mask=mask, other=0.0)
-        x = tl.load(x_ptr + row.to(tl.int64) * x_row + d, mask=in_d, other=0.0)
+        x = tl.load(x_ptr + row * x_row + d, mask=in_d, other=0.0)
         token = x.to(tl.float64)[:, None]
         new_re = (decay_re * re - decay_im * im + gain_re * token).to(tl.float32)
         new_im = (decay_im * re + decay_re * im + gain_im * token).to(tl.float32)
@@ -73,7 +74,7 @@ def step_kernel(
         tl.store(place + 1, tl.where(finite, new_im, im), mask=mask)
         y = 2.0 * tl.sum(new_re * c_re - new_im * c_im, axis=1) + skip * x
         y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
-        tl.store(y_ptr + row.to(tl.int64) * D + d, y, mask=in_d)
+        tl.store(y_ptr + row * D + d, y, mask=in_d)
 
 
 def diagonal_step_triton_(

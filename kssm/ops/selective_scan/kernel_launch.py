@@ -77,7 +77,9 @@ class _Cut:
         time = padded.unflatten(1, (self.chunks, self.size)).sum(2)
         return torch.exp(time.unsqueeze(2) * rates)
 
-    def summary(self, x: Tensor, step: Tensor, rates: Tensor, b: Tensor, *, reverse: bool) -> Tensor:
+    def summary(
+        self, x: Tensor, step: Tensor, rates: Tensor, b: Tensor, *, reverse: bool
+    ) -> Tensor:
         out = x.new_empty(self.batch, self.chunks, self.states, self.channels)
         sizes = (self.tokens, self.chunks, self.size)
         with on_device(x.device):

@@ -1,4 +1,4 @@
-"""Triton kernel of Mamba's step: decay, update, read-out, skip and gate of a token in one launch."""
+"""Triton kernel of Mamba's step: decay, update, read-out, skip and gate in one launch."""
 
 from __future__ import annotations
 
