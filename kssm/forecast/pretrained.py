@@ -37,12 +37,19 @@ def locate(name_or_path: str | Path) -> Path:
 
 
 def load(
-    name_or_path: str | Path = DEFAULT, device: str | torch.device = "cpu"
+    name_or_path: str | Path = DEFAULT,
+    device: str | torch.device = "cpu",
+    *,
+    check_values: bool = True,
 ) -> SignalForecaster:
-    """A forecaster in evaluation mode on ``device``, from a name or a folder."""
+    """A forecaster in evaluation mode on ``device``, from a name or a folder.
+
+    ``check_values`` refuses weights that are not finite. Raises ``model_not_found`` and
+    ``CheckpointError``.
+    """
     folder = locate(name_or_path)
     forecaster = SignalForecaster(_parse(read_config(folder), folder))
-    load_weights(forecaster, folder)
+    load_weights(forecaster, folder, check_values=check_values)
     return forecaster.eval().requires_grad_(False).to(device)
 
 

@@ -1,0 +1,40 @@
+"""Any checkpoint by name or path, whatever it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from kssm import language
+from kssm.checkpoint import read_config
+from kssm.forecast import SignalForecaster, pretrained
+from kssm.language import LanguageModel
+from kssm.language.pretrained import is_language_model
+
+Model = SignalForecaster | LanguageModel
+
+
+def load_any(
+    name_or_path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    window: int | None = None,
+    check_values: bool = True,
+) -> Model:
+    """A forecaster or a language model in evaluation mode, from a shipped name or a folder.
+
+    Args:
+        name_or_path: a shipped model's name, or a folder of ours or of ``transformers``.
+        device: where the model is to live.
+        window: tokens that a language model's attention sees, where its own are more.
+        check_values: refuse weights that are not finite.
+
+    Raises:
+        NotFoundError: ``model_not_found``.
+        CheckpointError: ``invalid_checkpoint``, ``unsupported_checkpoint``.
+    """
+    folder = pretrained.locate(name_or_path)
+    if is_language_model(read_config(folder)):
+        return language.load(folder, device, window=window, check_values=check_values)
+    return pretrained.load(folder, device, check_values=check_values)
