@@ -43,11 +43,14 @@ class ForecasterConfig:
         backbone: sizes of the stack; their class says which model of the registry it is.
         head_horizon: samples ahead that the head forecasts at once (longer ones roll out).
         head_hidden: width of the head's hidden layer.
+        thinning: factors k of the thinned copies (every k-th sample) that are read beside a row
+            (``kssm.forecast.resolutions``); each divides ``head_horizon``.
     """
 
     backbone: StackConfig = field(default_factory=KSSMConfig)
     head_horizon: int = 64
     head_hidden: int = 512
+    thinning: tuple[int, ...] = ()
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -97,6 +100,10 @@ class SignalForecaster(nn.Module):
 
     def state_spec(self) -> StateSpec:
         """Shapes and dtypes of one row's state."""
+        return self.row_spec()
+
+    def row_spec(self) -> StateSpec:
+        """Shapes and dtypes of what one resolution of a row carries."""
         return {
             "scaler": ((len(scaler.FIELDS),), torch.float64),
             "forecast": ((self.config.head_horizon, len(LEVELS)), torch.float32),
@@ -146,6 +153,32 @@ class SignalForecaster(nn.Module):
         dt: Tensor | None = None,
     ) -> PrefillOutput:
         """``prefill`` in plain PyTorch, on any device: the reference and the fallback."""
+        return self._prefill(values, state, lengths, dt)[0]
+
+    @torch.inference_mode()
+    def prefill_reading(
+        self,
+        values: Tensor,
+        state: State,
+        lengths: Tensor | None,
+        dt: Tensor | None,
+        picks: Tensor,
+    ) -> tuple[Tensor, State, tuple[Tensor, Tensor]]:
+        """``prefill_torch`` that also reads the forecasts after the tokens ``picks`` [B, n].
+
+        Returns tail, state, and normalised quantiles [B, n, K, 9] with the statistics [B, n, 7]
+        they belong to.
+        """
+        output, hidden, path = self._prefill(values, state, lengths, dt)
+        rows = torch.arange(len(picks), device=picks.device).unsqueeze(1)
+        index = picks.clamp(0, values.shape[1] - 1)
+        stats = path[rows, index]
+        return output.tail, output.state, (self._read(hidden[rows, index], stats), stats)
+
+    def _prefill(
+        self, values: Tensor, state: State, lengths: Tensor | None, dt: Tensor | None
+    ) -> tuple[PrefillOutput, Tensor, Tensor]:
+        """The output, hidden states [B, T, d_model] and statistics [B, T, 7] of every token."""
         steps = torch.ones_like(values) if dt is None else dt.double()
         before_first = state["scaler"]
         path, final = scaler.scan(before_first, values, steps, lengths)
@@ -153,7 +186,8 @@ class SignalForecaster(nn.Module):
         hidden, backbone = self._encode(values, steps, before, path, state, lengths, dt)
         tail = self._score_path(values, steps, before, path, hidden, state["forecast"])
         forecast = self._forecast_at_end(hidden, path, lengths, state["forecast"])
-        return PrefillOutput({"scaler": final, "forecast": forecast, **backbone}, tail)
+        new = {"scaler": final, "forecast": forecast, **backbone}
+        return PrefillOutput(new, tail), hidden, path
 
     @torch.inference_mode()
     def step_(
@@ -195,7 +229,7 @@ class SignalForecaster(nn.Module):
 
     def forecast_entries(self, horizon: int) -> Collection[str]:
         """The state entries that ``forecast`` reads: few, unless the horizon needs a roll-out."""
-        spec = self.state_spec()
+        spec = self.row_spec()
         return spec if horizon > self.config.head_horizon else ("scaler", "forecast")
 
     @torch.inference_mode()

@@ -1,0 +1,308 @@
+"""A forecaster that reads each row at several resolutions, and weighs them by their past.
+
+Beside the row itself the same model runs over thinned copies of it, every k-th sample, for a
+1/k-th of the cost each: where a day is 288 samples, every 16th leaves 18, and the head that sees
+64 samples ahead sees 1,024 of the row's. A contest over the row's own past (``contest``) weighs
+the resolutions; a forecast is the weighted mean of their quantiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kssm.errors import InvalidInputError
+from kssm.forecast import contest, scaler
+from kssm.forecast.distribution import check_levels
+from kssm.forecast.forecaster import (
+    MAX_NORMALISED,
+    ForecasterConfig,
+    PrefillOutput,
+    SignalForecaster,
+    StepOutput,
+)
+from kssm.forecast.thinning import (
+    ABSENT,
+    coarse_length,
+    joined,
+    last_visible,
+    on_own_grid,
+    shifted,
+)
+from kssm.models import State, StateSpec
+
+Reading = tuple[Tensor, Tensor]
+"""The forecast [..., K, 9] of a resolution at some moment, and its statistics [..., 7]."""
+
+
+def build_forecaster(config: ForecasterConfig) -> SignalForecaster:
+    """The forecaster that ``config`` describes, with fresh weights."""
+    return MultiResolutionForecaster(config) if config.thinning else SignalForecaster(config)
+
+
+class _Cut(NamedTuple):
+    """New samples cut into blocks: samples and steps [B, n, M]; phase, full (blocks) [B]."""
+
+    samples: Tensor
+    steps: Tensor
+    phase: Tensor
+    ends: Tensor
+    full: Tensor
+
+
+class MultiResolutionForecaster(SignalForecaster):
+    """``SignalForecaster`` over a row and its thinned copies (``config.thinning``).
+
+    The state of a row holds, beside the single resolution's entries, the same entries for each
+    copy (``every4.scaler``, ...), the unfinished block of samples, and the contest. Anomaly scores
+    are the row's own.
+    """
+
+    def __init__(self, config: ForecasterConfig) -> None:
+        if any(factor < 2 or config.head_horizon % factor for factor in config.thinning):
+            raise InvalidInputError(
+                f"thinning factors must divide the head's horizon of {config.head_horizon}",
+                code="invalid_config",
+            )
+        super().__init__(config)
+        self._block = config.head_horizon
+        self._mature = [-(-contest.MATURE * f // config.head_horizon) for f in config.thinning]
+
+    def state_spec(self) -> StateSpec:
+        """Shapes and dtypes of one row's state."""
+        single = self.row_spec()
+        copies = len(self.config.thinning)
+        return {
+            **single,
+            **{
+                f"every{factor}.{name}": entry
+                for factor in self.config.thinning
+                for name, entry in single.items()
+            },
+            "clock": ((1,), torch.int64),
+            "block": ((2, self._block), torch.float64),
+            "rivals": ((copies + 1, self._block, len(contest.JUDGED)), torch.float32),
+            "rivals_scale": ((2,), torch.float64),
+            "contest": ((copies, 2, 3), torch.float64),
+        }
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        values: Tensor,
+        state: State,
+        lengths: Tensor | None = None,
+        dt: Tensor | None = None,
+    ) -> PrefillOutput:
+        """As ``SignalForecaster.prefill``."""
+        self._check(values, state, dt)
+        rows, tokens = values.shape
+        ends = torch.full((rows,), tokens, device=values.device) if lengths is None else lengths
+        steps = torch.ones_like(values) if dt is None else dt.double()
+        cut = self._cut(values, steps, state, ends.long())
+        readings: list[Reading] = []
+        new: State = {}
+        tail = torch.empty(0)
+        for factor, part in self._parts(state):
+            x, d, own_ends, picks = self._thinned(cut, factor, values, dt)
+            own_tail, own, reading = self._read_along(x, part, own_ends, d, picks)
+            readings.append(reading)
+            new |= own if factor == 1 else {f"every{factor}.{n}": t for n, t in own.items()}
+            tail = own_tail if factor == 1 else tail
+        return PrefillOutput({**new, **self._judge_blocks(cut, readings, state)}, tail)
+
+    @torch.inference_mode()
+    def step_(
+        self, values: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None
+    ) -> StepOutput:
+        """As ``SignalForecaster.step_``."""
+        output = super().step_(values, arena, slots, dt)
+        rows = slots.clamp_min(0)
+        live = output.healthy
+        position = arena["clock"][rows, 0] % self._block
+        kept = torch.where(scaler.is_visible(values), values, ABSENT)
+        steps = torch.ones_like(values) if dt is None else dt.double()
+        pair = torch.stack([kept, steps], dim=-1)
+        old = arena["block"][rows, :, position]
+        arena["block"][rows, :, position] = torch.where(live.unsqueeze(-1), pair, old)
+        arena["clock"][rows, 0] += live
+        due = torch.where(live, position + 1, 1)
+        for factor in self.config.thinning:
+            index = (due % factor == 0).nonzero().squeeze(1)
+            if len(index):
+                self._step_copy(arena, slots[index], factor, position[index] // factor)
+        index = (due == self._block).nonzero().squeeze(1)
+        if len(index):
+            self._end_block(arena, rows[index])
+        return output
+
+    def forecast_entries(self, horizon: int) -> Collection[str]:
+        """The state entries that ``forecast`` reads."""
+        names = [*super().forecast_entries(horizon), "clock", "contest"]
+        for factor in self.config.thinning:
+            own = super().forecast_entries(coarse_length(horizon, factor))
+            names += [f"every{factor}.{name}" for name in own]
+        return names
+
+    @torch.inference_mode()
+    def forecast(self, state: State, horizon: int, levels: Sequence[float]) -> Tensor:
+        """As ``SignalForecaster.forecast``."""
+        wanted = check_levels(levels)
+        result = super().forecast(state, horizon, wanted)
+        factors = self.config.thinning
+        shares = contest.weights(state["contest"], factors, horizon, self._block).unsqueeze(-1)
+        clock, last = state["clock"][:, 0], state["scaler"][:, 5]
+        mixed = result * shares[:, 0]
+        for i, factor in enumerate(factors, start=1):
+            part = _part(state, factor)
+            coarse = super().forecast(part, coarse_length(horizon, factor), wanted)
+            own = on_own_grid(coarse, factor, clock % factor, last, horizon)
+            mixed = mixed + torch.where(shares[:, i] > 0, own, 0.0) * shares[:, i]
+        return mixed
+
+    def _parts(self, state: State) -> Iterator[tuple[int, State]]:
+        yield 1, {name: state[name] for name in self.row_spec()}
+        for factor in self.config.thinning:
+            yield factor, _part(state, factor)
+
+    def _cut(self, values: Tensor, steps: Tensor, state: State, ends: Tensor) -> _Cut:
+        phase = state["clock"][:, 0] % self._block
+        total = phase + ends
+        blocks = -(-int(total.max()) // self._block) + 1
+        kept = torch.where(scaler.is_visible(values), values, ABSENT)
+        samples = joined(state["block"][:, 0], phase, kept, ends, blocks)
+        spaced = joined(state["block"][:, 1], phase, steps, ends, blocks)
+        return _Cut(samples, spaced, phase, ends, total // self._block)
+
+    def _thinned(
+        self, cut: _Cut, factor: int, values: Tensor, steps: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """A copy's new samples, steps and lengths, and where its blocks end: [B, full.max()]."""
+        size = self._block // factor
+        block = torch.arange(1, int(cut.full.max()) + 1, device=values.device)
+        picks = block * size - cut.phase.unsqueeze(1) // factor - 1
+        if factor == 1:
+            return values, steps, cut.ends, picks
+        start = cut.phase // factor
+        ends = (cut.phase + cut.ends) // factor - start
+        width = int(ends.max())
+        runs = last_visible(cut.samples.unflatten(2, (size, factor))).flatten(1)
+        means = _mean(cut.steps.unflatten(2, (size, factor))).flatten(1)
+        spaced = None if steps is None else shifted(means, start, width)
+        return shifted(runs, start, width), spaced, ends, picks
+
+    def _read_along(
+        self, values: Tensor, state: State, ends: Tensor, dt: Tensor | None, picks: Tensor
+    ) -> tuple[Tensor, State, Reading]:
+        """Prefill, and the forecasts after the tokens ``picks`` [B, n] (past a row's end: any).
+
+        Compiled code gives the state at the end alone, so on the CPU rows are read in turns.
+        """
+        if not values.is_cpu and values.shape[1]:
+            return self.prefill_reading(values, state, ends, dt, picks)
+        tail = torch.full_like(values, torch.nan)
+        stops = torch.cat([torch.minimum(picks + 1, ends.unsqueeze(1)), ends.unsqueeze(1)], dim=1)
+        start = torch.zeros_like(ends)
+        seen: list[Reading] = []
+        for stop in stops.unbind(1):
+            if bool((stop > start).any()):
+                state = self._read_on(values, state, start, stop, dt, tail)
+            seen.append((state["forecast"], state["scaler"]))
+            start = stop
+        blocks, stats = (torch.stack(parts, dim=1)[:, :-1] for parts in zip(*seen, strict=True))
+        return tail, state, (blocks, stats)
+
+    def _read_on(
+        self,
+        values: Tensor,
+        state: State,
+        start: Tensor,
+        stop: Tensor,
+        dt: Tensor | None,
+        tail: Tensor,
+    ) -> State:
+        """The state after the samples from ``start`` to ``stop`` [B]; their tails into ``tail``."""
+        count = stop - start
+        width = int(count.max())
+        spaced = None if dt is None else shifted(dt, start, width)
+        output = super().prefill(shifted(values, start, width), state, count, spaced)
+        row, offset = (torch.arange(width) < count.unsqueeze(1)).nonzero(as_tuple=True)
+        tail[row, start[row] + offset] = output.tail[row, offset]
+        return output.state
+
+    def _judge_blocks(self, cut: _Cut, readings: Sequence[Reading], state: State) -> State:
+        """The contest after the full blocks of ``cut``, and the block that is not yet full."""
+        units, scales = self._rivals(readings)
+        units = torch.cat([state["rivals"].unsqueeze(1), units], dim=1)
+        scales = torch.cat([state["rivals_scale"].unsqueeze(1), scales], dim=1)
+        seen = state["clock"][:, 0] // self._block
+        sums = state["contest"]
+        for i in range(units.shape[1] - 1):
+            folded = self._fold(sums, cut.samples[:, i], units[:, i], scales[:, i], seen + i)
+            sums = torch.where((i < cut.full)[:, None, None, None], folded, sums)
+        row = torch.arange(len(sums), device=sums.device)
+        rest = torch.stack([cut.samples[row, cut.full], cut.steps[row, cut.full]], dim=1)
+        return {
+            "clock": state["clock"] + cut.ends.unsqueeze(1),
+            "block": rest,
+            "rivals": units[row, cut.full],
+            "rivals_scale": scales[row, cut.full],
+            "contest": sums,
+        }
+
+    def _step_copy(self, arena: State, slots: Tensor, factor: int, run: Tensor) -> None:
+        """Give the copies of some rows the run of samples that has just ended."""
+        block = arena["block"][slots.clamp_min(0)].unflatten(2, (-1, factor))
+        samples = block[torch.arange(len(run), device=run.device), :, run]
+        super().step_(
+            last_visible(samples[:, 0]), _part(arena, factor), slots, _mean(samples[:, 1])
+        )
+
+    def _end_block(self, arena: State, rows: Tensor) -> None:
+        """Judge the rows' full blocks, keep the forecasts of the next ones."""
+        readings: list[Reading] = []
+        for _, part in self._parts(arena):
+            readings.append((part["forecast"][rows], part["scaler"][rows]))
+        seen = arena["clock"][rows, 0] // self._block - 1
+        kept = arena["rivals"][rows], arena["rivals_scale"][rows]
+        samples = arena["block"][rows, 0]
+        arena["contest"][rows] = self._fold(arena["contest"][rows], samples, *kept, seen)
+        arena["rivals"][rows], arena["rivals_scale"][rows] = self._rivals(readings)
+        arena["block"][rows] = 0.0
+
+    def _rivals(self, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
+        """What is kept of every resolution's forecast of the next block."""
+        own_stats = readings[0][1]
+        forecasts = [_judged(*readings[0])]
+        now = torch.zeros_like(own_stats[..., 0], dtype=torch.int64)
+        for factor, reading in zip(self.config.thinning, readings[1:], strict=True):
+            coarse = _judged(*reading)
+            forecasts.append(on_own_grid(coarse, factor, now, own_stats[..., 5], self._block))
+        return contest.rivals(torch.stack(forecasts, dim=-3), own_stats)
+
+    def _fold(
+        self, sums: Tensor, samples: Tensor, forecasts: Tensor, scales: Tensor, seen: Tensor
+    ) -> Tensor:
+        mature = torch.tensor(self._mature, device=sums.device)
+        return contest.fold(sums, *contest.judge(samples, forecasts, scales), seen, mature)
+
+
+def _part(state: State, factor: int) -> State:
+    """The entries of one copy, under the names of a single resolution."""
+    prefix = f"every{factor}."
+    return {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
+
+
+def _judged(blocks: Tensor, stats: Tensor) -> Tensor:
+    """The judged quantiles of forecasts, in the row's units: [..., K, 3] float64."""
+    quantiles = blocks[..., contest.JUDGED].double()
+    return scaler.denormalise(quantiles.clamp(-MAX_NORMALISED, MAX_NORMALISED), stats)
+
+
+def _mean(steps: Tensor) -> Tensor:
+    """Mean over the last dimension, added up in order: the same bits whatever the shape."""
+    return reduce(torch.add, steps.unbind(-1)) / steps.shape[-1]

@@ -1,0 +1,86 @@
+"""Thinned copies of a row: every k-th sample, and their forecasts back on the row's own grid.
+
+A thinned copy keeps the last visible sample of each run of k samples, so that its samples are
+samples of the row: unlike a mean over the run, their spread is the row's own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kssm.forecast.scaler import is_visible
+
+ABSENT = 2e30
+"""What a missing sample is kept as: finite, and outside the range of samples."""
+
+
+def last_visible(runs: Tensor) -> Tensor:
+    """Last visible value of each run [..., k] -> [...], NaN where a run has none."""
+    position = torch.arange(1, runs.shape[-1] + 1, device=runs.device)
+    latest = torch.where(is_visible(runs), position, 0).amax(-1)
+    values = runs.gather(-1, (latest - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    return torch.where(latest > 0, values, torch.nan)
+
+
+def shifted(sequence: Tensor, start: Tensor, length: int) -> Tensor:
+    """Each row of ``sequence`` [B, T, ...] from its own ``start`` [B] on: [B, length, ...].
+
+    Past a row's end its last entry repeats.
+    """
+    steps = torch.arange(length, device=sequence.device)
+    index = (start.unsqueeze(1) + steps).clamp_max(sequence.shape[1] - 1)
+    return sequence[torch.arange(len(start), device=start.device).unsqueeze(1), index]
+
+
+def joined(held: Tensor, phase: Tensor, new: Tensor, ends: Tensor, blocks: int) -> Tensor:
+    """The samples of the row's unfinished block, then the new ones, cut into blocks.
+
+    Args:
+        held: [B, M] the unfinished block, whose first ``phase`` [B] samples are there.
+        new: [B, T] new samples, of which the first ``ends`` [B] are valid.
+        blocks: blocks to return.
+
+    Returns:
+        [B, blocks, M]; zeros after the last valid sample.
+    """
+    rows, size = held.shape
+    position = torch.arange(blocks * size, device=held.device).expand(rows, -1)
+    index = position - phase.unsqueeze(1)
+    fresh = new.gather(1, index.clamp(0, new.shape[1] - 1))
+    kept = held.gather(1, position.clamp_max(size - 1))
+    valid = index < ends.unsqueeze(1)
+    flat = torch.where(index < 0, kept, torch.where(valid, fresh, 0.0))
+    return flat.unflatten(1, (blocks, size))
+
+
+def coarse_length(horizon: int, factor: int) -> int:
+    """Coarse samples that reach ``horizon`` samples ahead, whatever the row's age."""
+    return -(-(horizon + factor - 1) // factor)
+
+
+def on_own_grid(coarse: Tensor, factor: int, age: Tensor, anchor: Tensor, horizon: int) -> Tensor:
+    """Forecasts of every ``factor``-th sample, interpolated to every sample ahead.
+
+    Args:
+        coarse: [..., C, Q] quantiles, the first one ``factor - age`` samples ahead.
+        age: [...] samples since the last coarse sample, below ``factor``.
+        anchor: [...] the row's last value: where interpolation starts, now.
+        horizon: samples ahead.
+
+    Returns:
+        [..., horizon, Q].
+    """
+    lead = torch.arange(1, horizon + 1, device=coarse.device) + age.unsqueeze(-1)
+    right = (lead + factor - 1) // factor - 1
+    left_at = torch.maximum(right * factor, age.unsqueeze(-1))
+    share = (lead - left_at) / ((right + 1) * factor - left_at)
+    start = anchor[..., None, None].expand(*anchor.shape, 1, coarse.shape[-1])
+    points = torch.cat([start, coarse], dim=-2)
+    after = _pick(points, right + 1)
+    return torch.lerp(_pick(points, right), after, share.unsqueeze(-1).to(points.dtype))
+
+
+def _pick(points: Tensor, index: Tensor) -> Tensor:
+    wide = index.unsqueeze(-1).expand(*index.shape, points.shape[-1])
+    return points.gather(-2, wide.expand(*points.shape[:-2], *wide.shape[-2:]))
