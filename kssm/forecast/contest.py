@@ -65,7 +65,8 @@ def judge(block: Tensor, forecasts: Tensor, location_scale: Tensor) -> tuple[Ten
     pinball = torch.maximum(levels * error, (levels - 1.0) * error).mean(-1)
     near = block.shape[-1] // 4
     parts = [
-        (pinball[..., cut], seen[..., cut].unsqueeze(-2)) for cut in (slice(near), slice(near, None))
+        (pinball[..., cut], seen[..., cut].unsqueeze(-2))
+        for cut in (slice(near), slice(near, None))
     ]
     counts = torch.stack([mask.sum(-1) for _, mask in parts], dim=-1)
     sums = torch.stack([torch.where(mask, loss, 0.0).sum(-1) for loss, mask in parts], dim=-1)

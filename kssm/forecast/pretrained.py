@@ -12,6 +12,7 @@ import torch
 from kssm.checkpoint import load_weights, read_config, save_model
 from kssm.errors import CheckpointError, InvalidInputError, NotFoundError
 from kssm.forecast.forecaster import ForecasterConfig, SignalForecaster
+from kssm.forecast.resolutions import build_forecaster
 from kssm.models.registry import config_from_mapping, name_of
 
 DEFAULT = "kssm-signal-base"
@@ -48,7 +49,7 @@ def load(
     ``CheckpointError``.
     """
     folder = locate(name_or_path)
-    forecaster = SignalForecaster(_parse(read_config(folder), folder))
+    forecaster = build_forecaster(_parse(read_config(folder), folder))
     load_weights(forecaster, folder, check_values=check_values)
     return forecaster.eval().requires_grad_(False).to(device)
 
@@ -73,6 +74,7 @@ def _parse(config: dict[str, Any], folder: Path) -> ForecasterConfig:
     model = fields.pop("model", "kssm")
     try:
         backbone = config_from_mapping(model, fields.pop("backbone"))
-        return ForecasterConfig(backbone=backbone, **fields)
+        thinning = tuple(fields.pop("thinning", ()))
+        return ForecasterConfig(backbone=backbone, thinning=thinning, **fields)
     except (KeyError, TypeError, AttributeError, InvalidInputError) as error:
         raise CheckpointError(f"{folder}: malformed configuration: {error}") from error
