@@ -1,0 +1,155 @@
+"""The Triton backend: an autograd function around the scan's kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kssm.ops.matrix_scan.gates import MatrixParameters, rotate
+from kssm.ops.matrix_scan.kernel_launch import (
+    Scan,
+    Tuning,
+    Turned,
+    backward,
+    evenly_spaced,
+    forward,
+    on_device,
+    tuned,
+)
+from kssm.ops.matrix_scan.kernel_step import step_kernel
+
+_STEP_BLOCK = 32
+
+
+def scan_triton(
+    x: Tensor,
+    b: Tensor,
+    c: Tensor,
+    alpha: Tensor,
+    dt: Tensor,
+    omega: Tensor,
+    parameters: MatrixParameters,
+    token_dt: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    lengths: Tensor | None = None,
+    tuning: Tuning | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Shapes, results and gradients as ``matrix_scan``; ``tuning`` None = by dtype."""
+    tuning = tuned(x.dtype) if tuning is None else tuning
+    token_dt = None if token_dt is None else token_dt.float().contiguous()
+    lengths = None if lengths is None else lengths.contiguous()
+    return _TritonScan.apply(
+        tuning, token_dt, lengths, initial_state, x, b, c, alpha, dt, omega, *parameters
+    )
+
+
+class _TritonScan(torch.autograd.Function):
+    """Keeps its inputs, the turned B and C, the gates and the segments' first states."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tuning: Tuning,
+        token_dt: Tensor | None,
+        lengths: Tensor | None,
+        initial_state: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        scan = _bundle(tensors, token_dt, lengths, initial_state, tuning)
+        with on_device(scan.x.device):
+            y, final, starts, turned = forward(scan)
+        last = _last_phase(turned)
+        ctx.tuning = tuning
+        ctx.save_for_backward(token_dt, lengths, initial_state, starts, last, *turned, *tensors)
+        return y, _outer(final, last)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        token_dt, lengths, initial_state, starts, last, *others = ctx.saved_tensors
+        turned, tensors = Turned(*others[:5]), others[5:]
+        scan = _bundle(tensors, token_dt, lengths, initial_state, ctx.tuning)
+        dy, dfinal = gradients
+        with on_device(scan.x.device):
+            found = backward(
+                scan, turned, starts if starts.numel() else None, dy, _inner(dfinal, last)
+            )
+        start = None
+        if initial_state is not None:
+            start = found.initial.unflatten(2, (2, -1)).permute(0, 1, 4, 3, 2)
+            start = start.to(initial_state.dtype)
+        b, c = found.b.to(tensors[1].dtype), found.c.to(tensors[2].dtype)
+        gates = (found.alpha, found.dt, found.omega)
+        return None, None, None, start, found.x, b, c, *gates, *found.parameters
+
+
+def step_triton_(
+    x: Tensor,
+    b: Tensor,
+    c: Tensor,
+    alpha: Tensor,
+    dt: Tensor,
+    omega: Tensor,
+    parameters: MatrixParameters,
+    state: Tensor,
+    slots: Tensor,
+    token_dt: Tensor | None = None,
+) -> Tensor:
+    """``matrix_step_`` in one launch."""
+    rows, heads, values = x.shape
+    given = (x, b, c, alpha, dt, omega)
+    inputs = [evenly_spaced(t.unsqueeze(0)).squeeze(0) for t in given]
+    block = min(_STEP_BLOCK, values)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    with on_device(x.device):
+        step_kernel[(rows * heads * (values // block),)](
+            *inputs,
+            None if token_dt is None else token_dt.contiguous(),
+            *(p.contiguous() for p in parameters),
+            state,
+            slots.contiguous(),
+            y,
+            *(t.stride(0) for t in inputs),
+            H=heads,
+            G=b.shape[1],
+            P=values,
+            N=omega.shape[2],
+            BLOCK_P=block,
+        )
+    return y
+
+
+def _bundle(
+    tensors: Any,
+    token_dt: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    tuning: Tuning,
+) -> Scan:
+    """The kernels' view of the arguments."""
+    tokens = [evenly_spaced(t) for t in tensors[:6]]
+    start = None
+    if initial_state is not None:
+        start = initial_state.float().permute(0, 1, 4, 3, 2).flatten(2, 3).contiguous()
+    parameters = [p.contiguous() for p in tensors[6:]]
+    return Scan(*tokens, parameters, token_dt, lengths, start, tuning)
+
+
+def _last_phase(turned: Turned) -> Tensor:
+    """Phase [B, G, N] behind every row."""
+    return turned.prefix[..., -1].to(torch.int32) * (math.tau / 2**32)
+
+
+def _outer(state: Tensor, phase: Tensor) -> Tensor:
+    """[B, H, W, P] in the turning frame -> [B, H, P, N, 2]."""
+    angle = phase.repeat_interleave(state.shape[1] // phase.shape[1], dim=1).unsqueeze(2)
+    plain = rotate(state.transpose(2, 3), -angle)
+    return plain.unflatten(-1, (2, -1)).transpose(-1, -2).contiguous()
+
+
+def _inner(gradient: Tensor, phase: Tensor) -> Tensor:
+    """[B, H, P, N, 2] -> [B, H, W, P] in the turning frame."""
+    angle = phase.repeat_interleave(gradient.shape[1] // phase.shape[1], dim=1).unsqueeze(2)
+    return rotate(gradient.transpose(-1, -2).flatten(-2), angle).transpose(2, 3).contiguous()
