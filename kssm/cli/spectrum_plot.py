@@ -35,8 +35,11 @@ def draw(spectra: Sequence[Spectrum], title: str, path: Path) -> None:
         frequencies.plot(places, layer.angle.numpy(), ".", ms=2, alpha=0.6, color="C1")
         if layer.window is not None:
             constants.plot([index - 0.35, index + 0.35], [layer.window] * 2, lw=2, color="C2")
-    _label(constants, "time constant (tokens; green: window)", log=True)
-    _label(frequencies, "frequency (cycles a token)", log=False)
+    _label(constants, "time constant (tokens; green: window)")
+    constants.set_yscale("log")
+    _label(frequencies, "frequency (cycles a token)")
+    frequencies.set_yscale("symlog", linthresh=1e-4)
+    frequencies.set_ylim(-1e-5, 0.6)
     figure.suptitle(title)
     try:
         figure.savefig(path, dpi=120)
@@ -44,10 +47,6 @@ def draw(spectra: Sequence[Spectrum], title: str, path: Path) -> None:
         raise InvalidInputError(f"cannot write {path}: {error}", code="cannot_write") from error
 
 
-def _label(axes: Axes, name: str, *, log: bool) -> None:
+def _label(axes: Axes, name: str) -> None:
     axes.set_xlabel("layer")
     axes.set_ylabel(name)
-    if log:
-        axes.set_yscale("log")
-    else:
-        axes.set_ylim(-0.01, 0.51)

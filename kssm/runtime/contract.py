@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kssm.language.sampling import Sampling
+
 StateSpec = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 State = dict[str, Tensor]
 Floats = NDArray[np.float64]
@@ -90,3 +92,23 @@ class Forecaster(Protocol):
         A row that has seen no value yet has no forecast: NaN throughout.
         """
         ...
+
+
+class TokenModel(Forecaster, Protocol):
+    """A language model: values are token ids, and instead of forecasts it draws tokens."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens there are: 0 ... vocab_size - 1."""
+        ...
+
+    def draw(
+        self, arena: State, slots: Tensor, rules: Sequence[Sampling], uniform: Tensor
+    ) -> Tensor:
+        """The next token [N] of arena rows ``slots`` [N], by rules and random numbers a row."""
+        ...
+
+
+def vocabulary(model: Forecaster) -> int | None:
+    """Tokens a language model knows; None for a forecaster."""
+    return getattr(model, "vocab_size", None)

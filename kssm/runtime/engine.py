@@ -15,12 +15,23 @@ import torch
 from numpy.typing import NDArray
 
 from kssm.errors import CapacityError, KSSMError, NotFoundError
+from kssm.language.sampling import Sampling
 from kssm.runtime.admission import Admission
 from kssm.runtime.arena import Arena
 from kssm.runtime.config import EngineConfig
-from kssm.runtime.contract import Floats, Forecaster
+from kssm.runtime.contract import Floats, Forecaster, vocabulary
 from kssm.runtime.executor import Executor
-from kssm.runtime.jobs import Control, ForecastResult, Job, Open, Release, Session, SessionJob
+from kssm.runtime.jobs import (
+    Control,
+    ForecastResult,
+    GenerationResult,
+    Job,
+    Listener,
+    Open,
+    Release,
+    Session,
+    SessionJob,
+)
 from kssm.runtime.requests import Requests
 from kssm.runtime.schedule import Schedule
 from kssm.runtime.statistics import EngineStats
@@ -34,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Serves many sessions of one forecaster from one device thread.
+    """Serves many sessions of one forecaster or language model from one device thread.
 
     Every method may be called from any thread. Those that return a Future never raise: errors,
     bad input included, come through the future as KSSMError. A session's jobs run in the order of
@@ -58,7 +69,8 @@ class Engine:
         self._arriving: list[Job] = []
         self._sessions: dict[int, Session] = {}
         self._admission = Admission(self.config.max_pending)
-        self._requests = Requests(self.config, forecaster.state_spec())
+        self.vocab_size = vocabulary(forecaster)
+        self._requests = Requests(self.config, forecaster.state_spec(), self.vocab_size)
         self._worker = self._build()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -211,6 +223,24 @@ class Engine:
         """
         asked = (horizon, levels) if want_forecast else None
         return self._submit(lambda: self._requests.append(self._session(key), values, dt, asked))
+
+    def generate(
+        self,
+        key: int,
+        max_tokens: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+        listener: Listener | None = None,
+    ) -> Future[GenerationResult]:
+        """Draw tokens from a language session's state and append them to it, one a tick.
+
+        The same seed, rules and history give the same text, whoever else is served.
+        """
+        heard = listener or Listener()
+        return self._submit(
+            lambda: self._requests.generate(self._session(key), max_tokens, sampling, seed, heard)
+        )
 
     def forecast(self, key: int, horizon: int, levels: Sequence[float]) -> Future[ForecastResult]:
         """Forecast from the session's state as it is."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kssm.language.sampling import Sampling
 from kssm.runtime.arena import Arena
-from kssm.runtime.contract import Floats, Forecaster, Slots, State, StepOutput
+from kssm.runtime.contract import Floats, Forecaster, Slots, State, StepOutput, TokenModel
 from kssm.runtime.schedule import bucket
 from kssm.runtime.validation import Query
 
@@ -51,6 +52,12 @@ class Executor:
         return self._forecaster.step_(
             moved_values, self.arena.tensors, moved_slots.to(torch.int64), dt=moved_dt
         )
+
+    def draw(self, slots: Slots, rules: Sequence[Sampling], uniform: Floats) -> Slots:
+        """The next tokens [N] of rows ``slots`` [N] of a language model; waits for the device."""
+        model = cast("TokenModel", self._forecaster)
+        moved = self._to_device(slots), self._to_device(uniform)
+        return self.fetch(model.draw(self.arena.tensors, moved[0], rules, moved[1]))
 
     def forecast(self, slots: Slots, query: Query) -> Tensor:
         """Quantiles [B', horizon, Q] of rows ``slots`` [B], B' >= B."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from kssm.language.sampling import Sampling
 from kssm.runtime.admission import Lane
 from kssm.runtime.arena import Rows
 from kssm.runtime.contract import Floats, State
@@ -121,6 +123,53 @@ class Append(SessionJob):
     @property
     def stepwise(self) -> bool:
         return self.lane is Lane.STREAM
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """Tokens that a session generated, all of them in its state, and why it ended."""
+
+    tokens: tuple[int, ...]
+    reason: Literal["length", "stop", "cancelled"]
+
+
+def _ignore(_number: int, _token: int) -> None:
+    """Nobody listens."""
+
+
+def _never(_token: int) -> bool:
+    return False
+
+
+@dataclass(frozen=True, eq=False)
+class Listener:
+    """Who hears a generation's tokens and may end it.
+
+    ``emit`` hears each token with its number, ``stop`` says whether a token is the last one; both
+    are called on the device thread and must be short. Setting ``cancelled`` ends the text before
+    its next token.
+    """
+
+    emit: Callable[[int, int], None] = _ignore
+    stop: Callable[[int], bool] = _never
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(eq=False, kw_only=True)
+class Generate(Append):
+    """Tokens to draw, one a tick, each of which is consumed before the next is drawn.
+
+    ``values`` are filled as they are drawn.
+    """
+
+    rules: Sampling
+    seed: int
+    listener: Listener
+    drawn: list[int] = field(default_factory=list[int])
+
+    def result(self, reason: Literal["length", "stop", "cancelled"]) -> GenerationResult:
+        """The tokens so far."""
+        return GenerationResult(tuple(self.drawn), reason)
 
 
 @dataclass(eq=False, kw_only=True)

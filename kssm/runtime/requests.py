@@ -10,21 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kssm.errors import InvalidInputError
+from kssm.language.rows import wrong_kind
+from kssm.language.sampling import Sampling, check_seed
 from kssm.runtime.admission import Lane
 from kssm.runtime.config import EngineConfig
 from kssm.runtime.contract import Floats, StateSpec
-from kssm.runtime.jobs import Append, Predict, Read, Session
+from kssm.runtime.jobs import Append, Generate, Listener, Predict, Read, Session
 from kssm.runtime.schedule import plan_batches
 from kssm.runtime.snapshot import check_tensors
-from kssm.runtime.validation import Query, check_query, check_series, to_tokens
+from kssm.runtime.validation import Query, check_ids, check_query, check_series, to_tokens
 
 
 class Requests:
-    """Makes jobs; every method raises a KSSMError for what the device must never see."""
+    """Makes jobs; every method raises a KSSMError for what the device must never see.
 
-    def __init__(self, config: EngineConfig, spec: StateSpec) -> None:
+    ``vocabulary``: tokens that a language model knows, None for a forecaster.
+    """
+
+    def __init__(
+        self, config: EngineConfig, spec: StateSpec, vocabulary: int | None = None
+    ) -> None:
         self._config = config
         self._spec = spec
+        self._vocabulary = vocabulary
 
     def append(
         self,
@@ -35,6 +43,10 @@ class Requests:
     ) -> Append:
         """Whether the samples run as steps or in chunks depends on their number alone."""
         config = self._config
+        if self._vocabulary is not None:
+            check_ids(values, dt, self._vocabulary)
+            if asked is not None:
+                raise wrong_kind()
         tokens, steps = to_tokens(
             values,
             dt,
@@ -50,6 +62,34 @@ class Requests:
             tail=np.full(session.channels, np.nan),
             lane=Lane.STREAM if len(tokens) < config.prefill_min else Lane.BULK,
             cost=tokens.size,
+        )
+
+    def generate(
+        self,
+        session: Session,
+        max_tokens: int,
+        rules: Sampling,
+        seed: int,
+        listener: Listener,
+    ) -> Generate:
+        """At most ``max_tokens`` tokens, drawn by ``rules`` with the numbers of ``seed``."""
+        if self._vocabulary is None or session.channels != 1:
+            raise wrong_kind()
+        if not 1 <= max_tokens <= self._config.max_pending:
+            message = f"max_tokens must lie between 1 and {self._config.max_pending}"
+            raise InvalidInputError(message, code="invalid_sampling")
+        if rules.repetition_penalty != 1:
+            message = "a session does not remember which tokens occurred: no repetition_penalty"
+            raise InvalidInputError(message, code="invalid_sampling")
+        return Generate(
+            session=session,
+            values=np.zeros((max_tokens, 1)),
+            dt=np.ones(max_tokens),
+            query=None,
+            tail=np.full(1, np.nan),
+            rules=rules,
+            seed=check_seed(seed),
+            listener=listener,
         )
 
     def read(self, session: Session, horizon: int, levels: Sequence[float]) -> Read:
@@ -107,4 +147,6 @@ class Requests:
         return tokens
 
     def _query(self, horizon: int, levels: Sequence[float]) -> Query:
+        if self._vocabulary is not None:
+            raise wrong_kind()
         return check_query(horizon, levels, self._config.max_horizon)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from kssm.errors import KSSMError
 from kssm.runtime.contract import Floats, StepOutput
 from kssm.runtime.executor import Executor
-from kssm.runtime.jobs import Append, Held, Read
+from kssm.runtime.generation import Generator
+from kssm.runtime.jobs import Append, Generate, Held, Read
 from kssm.runtime.outcomes import Outcome, attempt, fail, numerical_fault
 from kssm.runtime.reads import Answer, Reader, slots_of, spans
 from kssm.runtime.schedule import Slice
@@ -31,9 +32,14 @@ class Streams:
         self._executor = executor
         self._reader = reader
         self._recorder = recorder
+        self._generator = Generator(executor)
 
     def run(self, work: Sequence[Work], reads: Sequence[Read]) -> list[Outcome]:
         """Step ``work``, answer the jobs that end with it and ``reads``; returns what ended."""
+        work, withdrawn = self._generator.withdraw(work)
+        return [*withdrawn, *self._run(work, reads)]
+
+    def _run(self, work: Sequence[Work], reads: Sequence[Read]) -> list[Outcome]:
         if not work:
             return self._reader.answer(reads)
         started = time.perf_counter()
@@ -49,8 +55,11 @@ class Streams:
     def _advance(self, work: Sequence[Work], reads: Sequence[Read]) -> list[Outcome]:
         """Launch everything, then wait once."""
         self._protect(work)
+        self._generator.draw(work)
         output = self._step(work)
-        ending = [job for step, job in work if step.stop == job.tokens]
+        ending = [
+            job for step, job in work if step.stop == job.tokens and not isinstance(job, Generate)
+        ]
         answers = self._reader.launch([*ending, *reads])
         tail, healthy = self._executor.fetch(output.tail), self._executor.fetch(output.healthy)
         return self._digest(work, tail, healthy, answers)
@@ -82,7 +91,8 @@ class Streams:
         faults = [
             Outcome(job, error=numerical_fault("the state left the finite range")) for job in failed
         ]
-        return [*faults, *self._reader.collect(answers, faulty)]
+        generated = self._generator.tell(work, faulty)
+        return [*faults, *generated, *self._reader.collect(answers, faulty)]
 
     def _protect(self, work: Sequence[Work]) -> None:
         jobs = [job for step, job in work if step.start == 0]

@@ -67,6 +67,18 @@ def check_values(values: NDArray[Any], channels: int) -> Floats:
     return samples
 
 
+def check_ids(values: NDArray[Any], dt: NDArray[Any] | None, vocabulary: int) -> None:
+    """InvalidInputError ``invalid_tokens`` unless the values are ids of a vocabulary."""
+    ids = _floats(values)
+    if dt is not None:
+        raise InvalidInputError("tokens have no timestamps", code="invalid_timestamps")
+    with np.errstate(invalid="ignore"):
+        known = (ids >= 0) & (ids < vocabulary) & (ids == np.floor(ids))
+    if not known.all():
+        message = f"tokens are whole numbers in 0 ... {vocabulary - 1}"
+        raise InvalidInputError(message, code="invalid_tokens")
+
+
 def check_dt(dt: NDArray[Any] | None, samples: int) -> Floats:
     """Time since the previous sample [samples] in sample intervals; None means 1 throughout.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kssm.errors import KSSMError, NumericalError
+from kssm.errors import InvalidInputError, KSSMError, NumericalError
 from kssm.runtime.admission import Admission, Lane
 from kssm.runtime.arena import Arena
 from kssm.runtime.bulk import Bulk
@@ -22,6 +22,7 @@ from kssm.runtime.executor import Executor
 from kssm.runtime.jobs import (
     Append,
     Control,
+    Generate,
     Job,
     Open,
     Predict,
@@ -124,11 +125,24 @@ class Worker:
                 self._outcomes.append(Outcome(job))
             else:
                 session.active = True
-                self._begin(job)
+                self._begin(session, job)
 
-    def _begin(self, job: SessionJob) -> None:
+    def _not_begun(self, job: Generate) -> Outcome | None:
+        """The end of a generation that has nothing to do, or nothing to go on from."""
+        if job.listener.cancelled.is_set():
+            return Outcome(job, job.result("cancelled"))
+        seen = self._arena.gather(job.session.rows.slots, ["position"])["position"]
+        if float(seen.min()) > 0:
+            return None
+        message = "the session has no tokens yet to go on from"
+        return Outcome(job, error=InvalidInputError(message, code="invalid_tokens"))
+
+    def _begin(self, session: Session, job: SessionJob) -> None:
         if isinstance(job, Read):
             self._reads.append(job)
+        elif isinstance(job, Generate) and (ended := self._not_begun(job)):
+            session.active = False
+            self._outcomes.append(ended)
         elif isinstance(job, Append):
             job.item = next(self._items)
             if job.stepwise:

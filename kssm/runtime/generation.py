@@ -1,0 +1,59 @@
+"""The part of a tick that makes text: draw a token for every generating session, tell it on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from kssm.language.sampling import uniforms
+from kssm.runtime.executor import Executor
+from kssm.runtime.jobs import Append, Generate
+from kssm.runtime.outcomes import Outcome
+from kssm.runtime.schedule import Slice
+
+Work = tuple[Slice, Append]
+
+
+class Generator:
+    """Draws and tells tokens; the step that consumes them is that of all streams."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def withdraw(self, work: Sequence[Work]) -> tuple[list[Work], list[Outcome]]:
+        """The work without what was cancelled, and the ends of the latter."""
+        ended = [
+            job for _, job in work if isinstance(job, Generate) and job.listener.cancelled.is_set()
+        ]
+        if not ended:
+            return list(work), []
+        rest = [(step, job) for step, job in work if job not in ended]
+        return rest, [Outcome(job, job.result("cancelled")) for job in ended]
+
+    def draw(self, work: Sequence[Work]) -> None:
+        """Draw the next token of each generating job into its values."""
+        drawing = [(step, job) for step, job in work if isinstance(job, Generate)]
+        if not drawing:
+            return
+        slots = np.concatenate([job.session.rows.slots for _, job in drawing])
+        numbers = [step.start for step, _ in drawing]
+        random = uniforms([job.seed for _, job in drawing], numbers)
+        tokens = self._executor.draw(slots, [job.rules for _, job in drawing], random)
+        for (step, job), token in zip(drawing, tokens.tolist(), strict=True):
+            job.values[step.start, 0] = token
+
+    def tell(self, work: Sequence[Work], faulty: Collection[Append]) -> list[Outcome]:
+        """Hand out the tokens that were consumed; returns the generations that ended."""
+        outcomes: list[Outcome] = []
+        for step, job in work:
+            if not isinstance(job, Generate) or job in faulty:
+                continue
+            token = int(job.values[step.start, 0])
+            job.drawn.append(token)
+            job.listener.emit(step.start, token)
+            if job.listener.stop(token):
+                outcomes.append(Outcome(job, job.result("stop")))
+            elif step.stop == job.tokens:
+                outcomes.append(Outcome(job, job.result("length")))
+        return outcomes
