@@ -4,6 +4,7 @@ from kssm.models.base import SequenceModel, State, StateSpec
 from kssm.models.hybrid import Hybrid, HybridConfig
 from kssm.models.kssm import KSSM, KSSMConfig, nuclear_init
 from kssm.models.kssm_layer import KSSMLayer
+from kssm.models.kssm_matrix import KSSMMatrix, KSSMMatrixConfig
 from kssm.models.mamba import Mamba, MambaConfig
 from kssm.models.mamba2 import Mamba2, Mamba2Config
 from kssm.models.registry import MODELS, PRESETS, build
@@ -22,6 +23,8 @@ __all__ = [
     "HybridConfig",
     "KSSMConfig",
     "KSSMLayer",
+    "KSSMMatrix",
+    "KSSMMatrixConfig",
     "Mamba",
     "Mamba2",
     "Mamba2Config",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from kssm.errors import InvalidInputError
 from kssm.models.kssm import KSSMBlock, KSSMConfig
+from kssm.models.kssm_matrix import KSSMMatrixBlock, KSSMMatrixConfig
 from kssm.models.layers import RMSNorm
 from kssm.models.mamba import MambaBlock, MambaConfig
 from kssm.models.mamba2 import Mamba2Block, Mamba2Config
@@ -20,6 +21,7 @@ from kssm.models.transformer import TransformerBlock, TransformerConfig
 LAYERS: Mapping[str, type[StackConfig]] = MappingProxyType(
     {
         "kssm": KSSMConfig,
+        "kssm_matrix": KSSMMatrixConfig,
         "mamba": MambaConfig,
         "mamba2": Mamba2Config,
         "rwkv6": RWKV6Config,
@@ -103,19 +105,21 @@ class Hybrid(Stack):
         self.config = config
 
 
+_BLOCKS: Mapping[type[StackConfig], Callable[[Any], Block]] = MappingProxyType(
+    {
+        KSSMConfig: KSSMBlock,
+        KSSMMatrixConfig: KSSMMatrixBlock,
+        MambaConfig: MambaBlock,
+        Mamba2Config: Mamba2Block,
+        S4DConfig: S4DBlock,
+        TransformerConfig: TransformerBlock,
+    }
+)
+
+
 def _block(config: StackConfig, index: int) -> Block:
-    match config:
-        case KSSMConfig():
-            return KSSMBlock(config)
-        case MambaConfig():
-            return MambaBlock(config)
-        case Mamba2Config():
-            return Mamba2Block(config)
-        case RWKV6Config():
-            return RWKV6Block(config, index)
-        case S4DConfig():
-            return S4DBlock(config)
-        case TransformerConfig():
-            return TransformerBlock(config)
-        case _:
-            raise InvalidInputError(f"no layer of {type(config).__name__}", code="invalid_config")
+    if isinstance(config, RWKV6Config):
+        return RWKV6Block(config, index)
+    if type(config) not in _BLOCKS:
+        raise InvalidInputError(f"no layer of {type(config).__name__}", code="invalid_config")
+    return _BLOCKS[type(config)](config)

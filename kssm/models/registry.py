@@ -10,6 +10,7 @@ from typing import Any
 from kssm.errors import InvalidInputError
 from kssm.models.hybrid import LAYERS, Hybrid, HybridConfig
 from kssm.models.kssm import KSSM
+from kssm.models.kssm_matrix import KSSMMatrix
 from kssm.models.mamba import Mamba
 from kssm.models.mamba2 import Mamba2
 from kssm.models.rwkv6 import RWKV6
@@ -32,6 +33,7 @@ class Entry:
 MODELS: Mapping[str, Entry] = MappingProxyType(
     {
         "kssm": Entry(LAYERS["kssm"], KSSM),
+        "kssm_matrix": Entry(LAYERS["kssm_matrix"], KSSMMatrix),
         "mamba": Entry(LAYERS["mamba"], Mamba),
         "mamba2": Entry(LAYERS["mamba2"], Mamba2),
         "rwkv6": Entry(LAYERS["rwkv6"], RWKV6),

@@ -11,6 +11,7 @@ from torch import Tensor
 from kssm.errors import InvalidInputError
 from kssm.models import KSSM, KSSMConfig, SequenceModel, State
 from kssm.models.hybrid import Hybrid, HybridConfig
+from kssm.models.kssm_matrix import KSSMMatrix, KSSMMatrixConfig
 from kssm.models.mamba import Mamba, MambaConfig
 from kssm.models.mamba2 import Mamba2, Mamba2Config
 from kssm.models.rwkv6 import RWKV6, RWKV6Config
@@ -29,6 +30,13 @@ def kssm_model() -> SequenceModel:
 
 def kssm_without_mlp() -> SequenceModel:
     return KSSM(KSSMConfig(d_model=16, n_layers=2, d_inner=24, d_mlp=0, rank=3, group_size=8))
+
+
+def kssm_matrix_model() -> SequenceModel:
+    sizes = KSSMMatrixConfig(
+        d_model=16, n_layers=2, d_inner=24, head_dim=6, pairs=3, groups=2, d_mlp=16
+    )
+    return KSSMMatrix(sizes)
 
 
 def mamba_model() -> SequenceModel:
@@ -72,16 +80,17 @@ def hybrid_model() -> SequenceModel:
 
 def hybrid_of_the_others() -> SequenceModel:
     layers: dict[str, StackConfig] = {
+        "kssm_matrix": KSSMMatrixConfig(d_inner=16, head_dim=8, pairs=4, d_mlp=0),
         "mamba": MambaConfig(d_inner=24, d_state=5, rank=3),
         "mamba2": Mamba2Config(d_inner=24, head_dim=6, d_state=5, groups=2),
         "rwkv6": RWKV6Config(head_size=4, d_ffn=24, mix_rank=3, decay_rank=3),
         "s4d": S4DConfig(d_state=5, d_mlp=0),
     }
-    return Hybrid(HybridConfig(d_model=16, n_layers=4, pattern=list(layers), layers=layers))
+    return Hybrid(HybridConfig(d_model=16, n_layers=5, pattern=list(layers), layers=layers))
 
 
 BUILDERS: list[Callable[[], SequenceModel]] = [
-    *(kssm_model, kssm_without_mlp),
+    *(kssm_model, kssm_without_mlp, kssm_matrix_model),
     *(mamba_model, mamba2_model, s4d_model, s4d_bilinear),
     *(rwkv6_model, transformer_model),
     *(hybrid_model, hybrid_of_the_others),

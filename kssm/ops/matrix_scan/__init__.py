@@ -14,9 +14,7 @@ kernels' design.
 
 from __future__ import annotations
 
-import functools
 import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Literal
 
@@ -25,6 +23,7 @@ from torch import Tensor
 
 from kssm.errors import InvalidInputError
 from kssm.ops.eager import outside_graph
+from kssm.ops.launch import triton_installed
 from kssm.ops.matrix_scan.checks import check_arena, check_optional, check_tokens
 from kssm.ops.matrix_scan.chunked import scan_chunked
 from kssm.ops.matrix_scan.gates import MatrixParameters
@@ -161,12 +160,12 @@ def _choose(backend: Backend | None, x: Tensor, pairs: int, tokens: int) -> Back
     """The backend asked for, or the fastest that can take ``x``."""
     fits = x.dtype != torch.float64 and _fits(x.shape[-1]) and _fits(2 * pairs)
     if backend is None:
-        if x.is_cuda and fits and _triton_installed():
+        if x.is_cuda and fits and triton_installed():
             return "triton"
         return "chunked" if tokens > _SHORT else "reference"
     if backend not in ("reference", "chunked", "triton"):
         raise InvalidInputError(f"unknown backend {backend!r}", code="unknown_backend")
-    if backend == "triton" and not (fits and _triton_installed()):
+    if backend == "triton" and not (fits and triton_installed()):
         message = "triton is not installed, or does not take this dtype or these sizes"
         raise InvalidInputError(message, code="backend_unavailable")
     return backend
@@ -184,8 +183,3 @@ def _scan_implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor
     if backend == "chunked":
         return scan_chunked
     return importlib.import_module("kssm.ops.matrix_scan.kernel").scan_triton
-
-
-@functools.cache
-def _triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None

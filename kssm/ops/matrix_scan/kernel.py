@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kssm.ops.launch import on_device
 from kssm.ops.matrix_scan.gates import MatrixParameters, rotate
 from kssm.ops.matrix_scan.kernel_launch import (
     Scan,
@@ -16,7 +17,6 @@ from kssm.ops.matrix_scan.kernel_launch import (
     backward,
     evenly_spaced,
     forward,
-    on_device,
     tuned,
 )
 from kssm.ops.matrix_scan.kernel_step import step_kernel

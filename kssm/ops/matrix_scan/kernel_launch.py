@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -338,11 +337,6 @@ def evenly_spaced(tensor: Tensor) -> Tensor:
     if token.is_contiguous() and even and tensor.shape[1] > 1 and tensor.stride(1) > 0:
         return tensor
     return tensor.contiguous()
-
-
-def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device: make it the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _parts(programs: int, heads: int, device: torch.device) -> int:
