@@ -189,7 +189,6 @@ class SignalForecaster(nn.Module):
         new = {"scaler": final, "forecast": forecast, **backbone}
         return PrefillOutput(new, tail), hidden, path
 
-    @torch.inference_mode()
     def step_(
         self, values: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None
     ) -> StepOutput:

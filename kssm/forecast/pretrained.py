@@ -51,7 +51,9 @@ def load(
     folder = locate(name_or_path)
     forecaster = build_forecaster(_parse(read_config(folder), folder))
     load_weights(forecaster, folder, check_values=check_values)
-    return forecaster.eval().requires_grad_(False).to(device)
+    forecaster = forecaster.eval().requires_grad_(False).to(device)
+    forecaster.native.hold()
+    return forecaster
 
 
 def save(forecaster: SignalForecaster, folder: str | Path, *, half: bool = True) -> None:

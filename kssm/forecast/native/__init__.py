@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kssm.forecast.native.calls import (
+    KnownArena,
     PrefillCall,
     StepCall,
     checked,
@@ -38,7 +39,8 @@ class NativeModel:
     The copy is made on the first call and again whenever a weight was written to, or the model
     loaded or moved. What torch does not count is not seen: ``parameter.data.add_``, numpy views,
     a single weight or layer inside the backbone replaced by another object. Call ``forget`` after
-    such a change; ``train`` and ``eval`` do so too.
+    such a change; ``train`` and ``eval`` do so too. To look at every weight costs up to 50 us a
+    step: after ``hold`` only a model loaded or moved as a whole is seen.
 
     A row is computed alike, bit for bit, whatever the batch it is in and however its samples are
     cut into steps and prefills. Every method returns None where torch must do the work.
@@ -47,14 +49,21 @@ class NativeModel:
     def __init__(self, find: Callable[[], Library | None] = load) -> None:
         self._find = find
         self._weights: Weights | None = None
+        self._arena: KnownArena | None = None
+        self._held = False
 
     def __reduce__(self) -> tuple[type[NativeModel], tuple[()]]:
         """Copies and pickles start empty: they belong to another model."""
         return NativeModel, ()
 
     def forget(self) -> None:
-        """Drop the packed copy of the weights."""
-        self._weights = None
+        """Drop the packed copy of the weights, and look for changes again."""
+        self._weights = self._arena = None
+        self._held = False
+
+    def hold(self) -> None:
+        """Do not look for writes to single weights any more, until ``forget``."""
+        self._held = True
 
     def step_(
         self,
@@ -69,12 +78,16 @@ class NativeModel:
         Raises ``IndexError`` for a slot outside the arena.
         """
         found = self._usable(model) if is_sample_batch(values, slots, dt) else None
-        entries = checked(found[1], arena) if found else None
-        if found is None or entries is None:
+        if found is None:
+            return None
+        known = self._arena
+        if known is None or not known.is_still(found[1], arena):
+            known = self._arena = checked(found[1], arena)
+        if known is None:
             return None
         tail = torch.empty(len(values), dtype=torch.float64)
         healthy = torch.empty(len(values), dtype=torch.bool)
-        StepCall(*found, pointers(entries), values, dt, slots, tail, healthy).run()
+        StepCall(*found, known.pointers, values, dt, slots, tail, healthy).run()
         return tail, healthy
 
     def prefill(
@@ -124,6 +137,6 @@ class NativeModel:
         if library is None:
             return None
         weights = self._weights
-        if weights is None or not weights.are_current(model):
+        if weights is None or not weights.are_current(model, quick=self._held):
             weights = self._weights = Weights(model, library)
         return None if weights.address is None else (library, weights)

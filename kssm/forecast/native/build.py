@@ -33,13 +33,13 @@ _AVX512 = (
     *(*_AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"),
     "-mprefer-vector-width=512",
 )
-_X86 = {
+_X86: dict[str, tuple[str, ...]] = {
     "avx2": _AVX2,
     "avxvnni": (*_AVX2, "-mavxvnni"),
     "avx512": _AVX512,
     "avx512vnni": (*_AVX512, "-mavx512vnni"),
 }
-_ARM = {"neon": ()}
+_ARM: dict[str, tuple[str, ...]] = {"neon": ()}
 TIMEOUT_S = 120.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -35,7 +36,11 @@ class StepCall(NamedTuple):
 
     def run(self) -> None:
         """Advance all rows."""
-        _share(self._advance, torch.arange(len(self.values) + 1))
+        rows = len(self.values)
+        if rows < 2 * _TOKENS_A_THREAD:
+            self._advance(range(rows))
+        else:
+            _share(self._advance, torch.arange(rows + 1))
 
     def _advance(self, rows: range) -> None:
         tensors = (self.values, self.dt, self.slots, self.tail, self.healthy)
@@ -123,14 +128,35 @@ def is_series_batch(values: Tensor, lengths: Tensor | None, dt: Tensor | None) -
     )
 
 
-def checked(weights: Weights, arena: State) -> list[Tensor] | None:
-    """The arena's entries in the order of the state's specification; None if one does not fit."""
+class KnownArena:
+    """An arena that was checked, so that it need not be for every sample.
+
+    What torch allows and nobody does goes unnoticed: to give one of its tensors other memory.
+    """
+
+    def __init__(self, weights: Weights, arena: State, tensors: Sequence[Tensor]) -> None:
+        self._weights = weights
+        self._ids: list[int] | None = list(map(id, arena.values()))
+        self._watched = [weakref.ref(tensor, self._end) for tensor in arena.values()]
+        self.pointers = pointers(tensors)
+
+    def is_still(self, weights: Weights, arena: State) -> bool:
+        """Whether ``arena`` consists of the same tensors."""
+        return weights is self._weights and self._ids == list(map(id, arena.values()))
+
+    def _end(self, _: object) -> None:
+        """Another object may get the identity of one that is gone."""
+        self._ids = None
+
+
+def checked(weights: Weights, arena: State) -> KnownArena | None:
+    """The arena, if every entry of the state's specification is in it and fits."""
     rows = len(arena["scaler"])
     tensors = [arena[name] for name, _, _ in weights.entries]
     for tensor, (_, shape, dtype) in zip(tensors, weights.entries, strict=True):
         if not _fits(tensor, (rows, *shape), dtype):
             return None
-    return tensors
+    return KnownArena(weights, arena, tensors)
 
 
 def copied(weights: Weights, state: State) -> State | None:

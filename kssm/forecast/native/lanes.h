@@ -33,15 +33,21 @@ typedef int32_t stored_whole __attribute__((vector_size(4 * LANES), aligned(4), 
 typedef uint16_t stored_halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 INLINE vector widen_bfloat16(const uint16_t *at) {
+#if defined(__AVX512F__)
+    return (vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)at)), 16);
+#elif defined(__AVX2__)
+    return (vector)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)at)), 16);
+#else
     return (vector)(__builtin_convertvector(*(const stored_halves *)at, bits) << 16);
+#endif
 }
 
 /* Of finite numbers. */
 INLINE vector widen_float16(const uint16_t *at) {
 #if defined(__AVX512F__)
-    return (vector)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
+    return (vector)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)at));
 #elif defined(__F16C__)
-    return (vector)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at));
+    return (vector)_mm256_cvtph_ps(_mm_loadu_si128((const void *)at));
 #else
     bits half = __builtin_convertvector(*(const stored_halves *)at, bits);
     vector size = (vector)((half & 0x7fff) << 13) * 0x1p112f; /* the exponents differ by 112 */

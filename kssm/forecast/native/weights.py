@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
@@ -92,36 +92,32 @@ class Weights:
     """
 
     def __init__(self, model: SignalForecaster, library: Library) -> None:
-        self.entries = [(name, *entry) for name, entry in model.state_spec().items()]
+        self.entries = [(name, *entry) for name, entry in model.row_spec().items()]
         self._tensors = list(_named(model).values())
         # Aliases keep the memory alive, so that no other tensor can come to lie at its address.
         self._aliases = [tensor.detach() for tensor in self._tensors]
         self._packed: Tensor | None = None
         self.address: int | None = None
         self.format = format_of(model)
-        self._seen = self._fingerprint(model)
-        if self._seen is not None and _is_known(model, self.format):
+        self._samples, self._bias = _samples(model), _sample(model.head.bias)
+        self._versions = _versions(self._tensors)
+        if self._versions is not None and _is_known(model, self.format):
             matrices = _matrices(model)
             if self.format == "float32" and all(map(_fits_half, matrices.values())):
                 self.format = "float16"
             self.sizes = sizes_of(model.config, model.backbone.norm.eps, self.format)
             self._pack(model, matrices, library)
 
-    def are_current(self, model: SignalForecaster) -> bool:
+    def are_current(self, model: SignalForecaster, *, quick: bool) -> bool:
         """Whether the model's weights are still the ones that were packed.
 
         Every write to a weight is seen. Of replaced and moved weights only a few are looked at:
         that happens to a whole module at once, and to look at each would cost 5% of a step.
+        If ``quick``, only one is: enough to see that a model was loaded or moved.
         """
-        return self._fingerprint(model) == self._seen
-
-    def _fingerprint(self, model: SignalForecaster) -> list[int] | None:
-        try:
-            versions = list(map(_version, self._tensors))
-        except RuntimeError:  # inference tensors do not count their writes
-            return None
-        samples = (model.embed.weight, model.backbone.norm.weight, model.head.bias)
-        return versions + [tensor.data_ptr() for tensor in samples]
+        if quick:
+            return self._bias == _sample(model.head.bias)
+        return self._samples == _samples(model) and self._versions == _versions(self._tensors)
 
     def _pack(self, model: SignalForecaster, matrices: dict[str, Tensor], library: Library) -> None:
         named, tensors = _named(model), list[Tensor]()
@@ -136,6 +132,27 @@ class Weights:
         address = -(-packed.data_ptr() // _ALIGNMENT) * _ALIGNMENT
         library.pack(self.sizes, [tensor.data_ptr() for tensor in tensors], address)
         self._packed, self.address = packed, address
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int] | None:
+    """How often each was written to; None for inference tensors, which do not count that."""
+    try:
+        return list(map(_version, tensors))
+    except RuntimeError:
+        return None
+
+
+def _samples(model: SignalForecaster) -> list[tuple[int, int]]:
+    some = (model.embed.weight, model.backbone.norm.weight, model.head.bias)
+    return [_sample(tensor) for tensor in some]
+
+
+def _sample(tensor: Tensor) -> tuple[int, int]:
+    """Where the tensor's numbers are, and how often they were written to."""
+    try:
+        return tensor.data_ptr(), tensor._version
+    except RuntimeError:  # an inference tensor does not count
+        return tensor.data_ptr(), -1
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:
