@@ -17,6 +17,46 @@ def _winsorise(innovation, variance, warm, CLIP: tl.constexpr):
     return tl.where(warm & (variance > 0), clipped, innovation)
 
 
+@triton.jit
+def advance(
+    stats,
+    x,
+    dt,
+    MEMORY: tl.constexpr,
+    FAST_MEMORY: tl.constexpr,
+    CLIP: tl.constexpr,
+    WARM_UP: tl.constexpr,
+    MAX_ABSOLUTE: tl.constexpr,
+):
+    """The statistics, a tuple in the order of ``FIELDS``, after one more sample."""
+    count, mean, variance, difference, fast_mean, last, gap = stats
+    seen = tl.abs(x) <= MAX_ABSOLUTE
+    first = count == 0
+    x = tl.where(seen, x, last)
+    mean_0 = tl.where(first, x, mean)
+    last_0 = tl.where(first, x, last)
+    fast_0 = tl.where(first, x, fast_mean)
+    new_count = count + 1.0
+    share = 1.0 / tl.minimum(new_count, MEMORY)
+    fast = 1.0 / tl.minimum(new_count, FAST_MEMORY)
+    pair_share = 1.0 / tl.maximum(tl.minimum(count, MEMORY), 1.0)
+    warm = count >= WARM_UP
+    deviation = _winsorise(x - mean_0, variance, warm, CLIP)
+    step = _winsorise(x - last_0, difference, warm, CLIP)
+    rush = _winsorise(x - fast_0, variance, warm, CLIP)
+    new_variance = (1.0 - share) * (variance + share * deviation * deviation)
+    new_difference = difference + pair_share * (step * step - difference)
+    return (
+        tl.where(seen, new_count, count),
+        tl.where(seen, mean_0 + share * deviation, mean),
+        tl.where(seen, new_variance, variance),
+        tl.where(seen & (count > 0), new_difference, difference),
+        tl.where(seen, fast_0 + fast * rush, fast_mean),
+        tl.where(seen, x, last),
+        tl.where(seen, 0.0, gap + dt),
+    )
+
+
 @triton.jit(do_not_specialize=["rows", "length"])
 def _scan_kernel(
     stats_ptr,  # [7, rows]
@@ -47,29 +87,9 @@ def _scan_kernel(
     for _ in range(length):
         x = tl.load(x_ptr, mask=live, other=0.0)
         dt = tl.load(step_ptr, mask=live, other=0.0)
-        seen = tl.abs(x) <= MAX_ABSOLUTE
-        first = count == 0
-        x = tl.where(seen, x, last)
-        mean_0 = tl.where(first, x, mean)
-        last_0 = tl.where(first, x, last)
-        fast_0 = tl.where(first, x, fast_mean)
-        new_count = count + 1.0
-        share = 1.0 / tl.minimum(new_count, MEMORY)
-        fast = 1.0 / tl.minimum(new_count, FAST_MEMORY)
-        pair_share = 1.0 / tl.maximum(tl.minimum(count, MEMORY), 1.0)
-        warm = count >= WARM_UP
-        deviation = _winsorise(x - mean_0, variance, warm, CLIP)
-        step = _winsorise(x - last_0, difference, warm, CLIP)
-        rush = _winsorise(x - fast_0, variance, warm, CLIP)
-        new_variance = (1.0 - share) * (variance + share * deviation * deviation)
-        new_difference = difference + pair_share * (step * step - difference)
-        mean = tl.where(seen, mean_0 + share * deviation, mean)
-        variance = tl.where(seen, new_variance, variance)
-        difference = tl.where(seen & (count > 0), new_difference, difference)
-        fast_mean = tl.where(seen, fast_0 + fast * rush, fast_mean)
-        last = tl.where(seen, x, last)
-        gap = tl.where(seen, 0.0, gap + dt)
-        count = tl.where(seen, new_count, count)
+        stats = (count, mean, variance, difference, fast_mean, last, gap)
+        stats = advance(stats, x, dt, MEMORY, FAST_MEMORY, CLIP, WARM_UP, MAX_ABSOLUTE)
+        count, mean, variance, difference, fast_mean, last, gap = stats
         tl.store(out, count, mask=live)
         tl.store(out + rows, mean, mask=live)
         tl.store(out + 2 * rows, variance, mask=live)

@@ -1,0 +1,101 @@
+"""The GPU path: ``SignalForecaster.step_`` as a few fused Triton kernels.
+
+Scaler, features, embedding and score are one kernel, each phase of a layer is one (for many rows
+all layers together are one), the head is two. The torch code of the forecaster stays the reference
+and the fallback. See docs/gpu.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from kssm.forecast.fused.weights import Sizes, Weights, can_pack, kind_for, versions_of
+
+if TYPE_CHECKING:
+    from kssm.forecast.forecaster import SignalForecaster
+    from kssm.models import State
+
+__all__ = ["FusedModel"]
+
+
+class FusedModel:
+    """Runs the fused kernels for one forecaster and owns their copy of its weights.
+
+    The copy is made on the first call and again whenever a weight was written to, or the model
+    loaded or moved; ``forget`` drops it. A row is computed alike, bit for bit, whatever rows are
+    in its batch; the size of the batch may change the order of sums.
+    """
+
+    def __init__(self) -> None:
+        self._weights: Weights | None = None
+        self._seen: list[int] | None = None
+        self._tables: WeakKeyDictionary[Tensor, tuple[list[int], Tensor]] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[type[FusedModel], tuple[()]]:
+        """Copies and pickles start empty: they belong to another model."""
+        return FusedModel, ()
+
+    def forget(self) -> None:
+        """Drop the copy of the weights."""
+        self._weights = self._seen = None
+
+    def usable(self, model: SignalForecaster) -> bool:
+        """Whether steps of ``model`` on its device run through the fused kernels."""
+        return self._current(model) is not None
+
+    def step_(
+        self,
+        model: SignalForecaster,
+        values: Tensor,
+        arena: State,
+        slots: Tensor,
+        dt: Tensor | None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """``SignalForecaster.step_``: (tail [N], healthy [N]); None where torch must do the work.
+
+        Never waits for the device, so that it can be captured in a CUDA graph; one that was
+        captured reads this arena and these weights as long as both live.
+        """
+        weights = self._current(model) if values.is_cuda and len(values) else None
+        table = None if weights is None else self._table(model, arena)
+        if weights is None or table is None:
+            return None
+        launch = importlib.import_module("kssm.forecast.fused.launch")
+        return launch.step(weights, values, slots, dt, table)
+
+    def _current(self, model: SignalForecaster) -> Weights | None:
+        if model.training or not model.embed.weight.is_cuda or not _triton_installed():
+            return None
+        seen = versions_of(model)
+        if seen is None or seen != self._seen:
+            self._seen = seen
+            sizes = Sizes.of(model) if can_pack(model) else None
+            self._weights = sizes and Weights.pack(model, sizes, kind_for(model))
+        return self._weights
+
+    def _table(self, model: SignalForecaster, arena: State) -> Tensor | None:
+        """Addresses of the arena's entries on the device; None if one is not as the kernels need.
+
+        It lives as long as the arena's first entry does.
+        """
+        entries = [arena[name] for name in model.row_spec()]
+        if not all(entry.is_contiguous() for entry in entries):
+            return None
+        addresses = [entry.data_ptr() for entry in entries]
+        kept = self._tables.get(entries[0])
+        if kept is None or kept[0] != addresses:
+            kept = (addresses, torch.tensor(addresses, device=entries[0].device))
+            self._tables[entries[0]] = kept
+        return kept[1]
+
+
+@functools.cache
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None

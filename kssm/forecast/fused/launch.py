@@ -1,0 +1,237 @@
+"""Launches of the fused kernels: which ones for how many rows, and their scratch memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kssm.forecast import scaler
+from kssm.forecast.distribution import SCORED_HORIZONS
+from kssm.forecast.fused.kernel_head import head_kernel, hidden_kernel
+from kssm.forecast.fused.kernel_signal import front_kernel
+from kssm.forecast.fused.kernel_split import filter_kernel, mlp_kernel, recur_kernel
+from kssm.forecast.fused.kernel_whole import layers_kernel
+from kssm.forecast.fused.weights import Sizes, Weights
+from kssm.ops import scaler_scan
+
+KINDS = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+LARGEST = {torch.float16: 65504.0, torch.bfloat16: 1e30, torch.float32: 1e30}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step of some rows is cut into programs.
+
+    Attributes:
+        whole: a program takes its rows through all layers (many rows); else each phase of a
+            layer is a launch of its own (few rows).
+        tile: rows a program.
+        channels, hidden: channels and feed-forward units a program (an iteration, if ``whole``).
+        head_hidden, horizons: units and horizons a program of the head.
+        warps: of the phases (of the one kernel, if ``whole``).
+        stages: depth of the prefetch of weights in ``whole``'s loops.
+        prefetch: whether ``whole`` asks for states ahead of need.
+    """
+
+    whole: bool
+    tile: int
+    channels: int
+    hidden: int
+    head_hidden: int = 32
+    horizons: int = 16
+    warps: int = 4
+    stages: int = 2
+    prefetch: bool = True
+
+
+def plan_for(rows: int, sizes: Sizes) -> Plan:
+    """The cut that measured best for so many rows."""
+    group, mlp = sizes.group, _divisor(sizes.d_mlp, 32)
+    if rows <= 2048:
+        tile = 16 if rows <= 256 else 32
+        return Plan(False, tile, min(group, 32), mlp)
+    tile = 64 if sizes.d_model <= 256 else 32
+    return Plan(True, tile, min(group, 32), mlp, head_hidden=64, warps=8)
+
+
+class Scratch(NamedTuple):
+    """What lies between the kernels, for a number of rows rounded up to whole tiles."""
+
+    x: Tensor
+    x_next: Tensor
+    after: Tensor
+    low: Tensor
+    act: Tensor
+    gate: Tensor
+    recur_parts: Tensor
+    mlp_parts: Tensor
+    hidden: Tensor
+
+    @classmethod
+    def allocate(cls, rows: int, weights: Weights, plan: Plan) -> Scratch:
+        """Uninitialised memory on the weights' device."""
+        sizes, kind = weights.sizes, weights.kind
+        rows = triton.cdiv(rows, plan.tile) * plan.tile
+
+        def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=weights.embed.device)
+
+        groups = 0 if plan.whole else sizes.d_inner // sizes.group
+        blocks = 0 if plan.whole else sizes.d_mlp // plan.hidden
+        low_parts = 1 if plan.whole else sizes.d_inner // plan.channels
+        low_kind = kind if plan.whole else torch.float32
+        return cls(
+            x=room(rows, sizes.d_model),
+            x_next=room(0 if plan.whole else rows, sizes.d_model),
+            after=room(rows, len(scaler.FIELDS), dtype=torch.float64),
+            low=room(low_parts, rows, sizes.low, dtype=low_kind),
+            act=room(rows, sizes.d_inner, dtype=kind),
+            gate=room(rows, sizes.d_inner, dtype=kind),
+            recur_parts=room(groups, rows, sizes.d_model),
+            mlp_parts=room(blocks, rows, sizes.d_model),
+            hidden=room(rows, sizes.head_hidden, dtype=kind),
+        )
+
+
+class Call(NamedTuple):
+    """One step's tensors on the device: inputs [rows], addresses of the arena, outputs [rows]."""
+
+    values: Tensor
+    dt: Tensor
+    slots: Tensor
+    table: Tensor
+    tail: Tensor
+    healthy: Tensor
+
+
+def step(
+    weights: Weights, values: Tensor, slots: Tensor, dt: Tensor | None, table: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of rows [N]: (tail [N], healthy [N])."""
+    rows = len(values)
+    plan = plan_for(rows, weights.sizes)
+    call = Call(
+        values=values.contiguous(),
+        dt=torch.ones_like(values) if dt is None else dt.double().contiguous(),
+        slots=slots.contiguous(),
+        table=table,
+        tail=torch.empty_like(values),
+        healthy=torch.empty(rows, dtype=torch.bool, device=values.device),
+    )
+    launch(weights, plan, Scratch.allocate(rows, weights, plan), call, pdl=True)
+    return call.tail, call.healthy
+
+
+def launch(weights: Weights, plan: Plan, scratch: Scratch, call: Call, pdl: bool) -> None:
+    """Queue the whole step of ``call`` on the current stream.
+
+    ``pdl``: start every kernel while the one before it ends (programmatic dependent launch).
+    """
+    _front(weights, scratch, call)
+    options: dict[str, Any] = {"KIND": KINDS[weights.kind], "PDL": pdl, "EPS": weights.sizes.eps}
+    if pdl:
+        options["launch_pdl"] = True
+    if plan.whole:
+        _whole(weights, plan, scratch, call, options)
+        _head(weights, plan, scratch, call, options, scratch.x, 0)
+    else:
+        parts = _split(weights, plan, scratch, call, options)
+        _head(weights, plan, scratch, call, options, scratch.x_next, parts)
+
+
+def _front(weights: Weights, scratch: Scratch, call: Call) -> None:
+    rows = len(call.values)
+    block = 16
+    front_kernel[(triton.cdiv(rows, block),)](
+        call.values, call.dt, call.slots, call.table, weights.embed, weights.embed_bias,
+        scratch.x, scratch.after, call.tail, rows,
+        DM=weights.sizes.d_model, HORIZON=weights.sizes.horizon, MEMORY=scaler_scan.MEMORY,
+        FAST_MEMORY=scaler_scan.FAST_MEMORY, CLIP=scaler_scan.CLIP,
+        WARM_UP=scaler_scan.WARM_UP, MAX_ABSOLUTE=scaler_scan.MAX_ABSOLUTE,
+        SCORED=SCORED_HORIZONS, PDL=False, BLOCK=block, num_warps=4,
+    )  # fmt: skip
+
+
+def _whole(
+    weights: Weights, plan: Plan, scratch: Scratch, call: Call, options: dict[str, Any]
+) -> None:
+    sizes, rows = weights.sizes, len(call.values)
+    layers_kernel[(triton.cdiv(rows, plan.tile),)](
+        scratch.x, call.slots, call.dt, call.table, weights.norms, weights.channels,
+        weights.w_in, weights.w_select, weights.w_up, weights.w_out, weights.w_mlp_in,
+        weights.w_mlp_out, scratch.act, scratch.gate, scratch.low, rows, sizes.layers,
+        DM=sizes.d_model, DI=sizes.d_inner, LOW=sizes.low, RANK=sizes.rank, WIDTH=sizes.group,
+        HIDDEN=sizes.d_mlp, TAPS=sizes.taps, BLOCK=plan.tile, BC=plan.channels,
+        BH=plan.hidden, STAGES=plan.stages, PREFETCH=plan.prefetch, num_warps=plan.warps,
+        **options,
+    )  # fmt: skip
+
+
+def _split(
+    weights: Weights, plan: Plan, scratch: Scratch, call: Call, options: dict[str, Any]
+) -> int:
+    """Returns how many partial sums ``mlp_parts`` holds beside ``x_next``."""
+    sizes, rows = weights.sizes, len(call.values)
+    room = len(scratch.x)
+    tiles = room // plan.tile
+    blocks, groups = sizes.d_inner // plan.channels, sizes.d_inner // sizes.group
+    hidden = sizes.d_mlp // plan.hidden
+    shared = {"DM": sizes.d_model, "BLOCK": plan.tile, "num_warps": plan.warps, **options}
+    inner = {"DI": sizes.d_inner, "LOW": sizes.low, "TAPS": sizes.taps}
+    for layer in range(sizes.layers):
+        first = layer == 0
+        filter_kernel[(tiles * blocks,)](
+            scratch.x if first else scratch.x_next, scratch.mlp_parts, scratch.x, call.slots,
+            call.table, weights.norms[layer, 0], weights.w_in[layer], weights.w_select[layer],
+            weights.channels[layer], scratch.act, scratch.gate, scratch.low, rows, room, layer,
+            PARTS=0 if first else hidden, BC=plan.channels, **inner, **shared,
+        )  # fmt: skip
+        recur_kernel[(tiles * groups,)](
+            scratch.low, scratch.act, scratch.gate, call.slots, call.dt, call.table,
+            weights.w_up[layer], weights.w_out[layer], weights.channels[layer],
+            scratch.recur_parts, rows, room, layer,
+            RANK=sizes.rank, WIDTH=sizes.group, LOW_PARTS=blocks, **inner, **shared,
+        )  # fmt: skip
+        mlp_kernel[(tiles * hidden,)](
+            scratch.x, scratch.recur_parts, scratch.x_next, weights.norms[layer, 1],
+            weights.w_mlp_in[layer], weights.w_mlp_out[layer], scratch.mlp_parts, room,
+            HIDDEN=sizes.d_mlp, PARTS=groups, BH=plan.hidden, **shared,
+        )  # fmt: skip
+    return hidden
+
+
+def _head(
+    weights: Weights,
+    plan: Plan,
+    scratch: Scratch,
+    call: Call,
+    options: dict[str, Any],
+    x: Tensor,
+    parts: int,
+) -> None:
+    sizes, rows = weights.sizes, len(call.values)
+    tiles = triton.cdiv(rows, plan.tile)
+    block = min(plan.head_hidden, sizes.head_hidden)
+    hidden_kernel[(tiles * (sizes.head_hidden // block),)](
+        x, scratch.mlp_parts, weights.final_norm, weights.w_hidden, scratch.hidden, len(scratch.x),
+        DM=sizes.d_model, HIDDEN=sizes.head_hidden, PARTS=parts, BLOCK=plan.tile, BH=block,
+        num_warps=plan.warps, **options,
+    )  # fmt: skip
+    del options["EPS"]
+    head_kernel[(tiles * (sizes.horizon // plan.horizons),)](
+        scratch.hidden, scratch.after, call.slots, call.table, weights.w_head, weights.head_bias,
+        call.healthy, rows,
+        HIDDEN=sizes.head_hidden, HORIZON=sizes.horizon, LARGEST=LARGEST[weights.kind],
+        BLOCK=plan.tile, BK=plan.horizons, STEP=min(128, sizes.head_hidden),
+        num_warps=plan.warps, **options,
+    )  # fmt: skip
+
+
+def _divisor(size: int, wanted: int) -> int:
+    """The largest power of two up to ``wanted`` that divides ``size``."""
+    return min(wanted, size & -size)

@@ -1,0 +1,207 @@
+"""The forecaster's weights in the order and shapes that the fused kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kssm.forecast import scaler
+from kssm.forecast.distribution import LEVELS
+from kssm.models.kssm import KSSMBlock
+
+if TYPE_CHECKING:
+    from kssm.forecast.forecaster import SignalForecaster
+
+LEAST = 16
+"""Smallest side of a tensor-core product."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Shapes that the kernels are compiled for, padded to what tensor cores take."""
+
+    layers: int
+    d_model: int
+    d_inner: int
+    d_mlp: int
+    group: int
+    taps: int
+    rank: int
+    low: int
+    head_hidden: int
+    horizon: int
+    eps: float
+
+    @classmethod
+    def of(cls, model: SignalForecaster) -> Sizes | None:
+        """The model's sizes; None where the kernels have no form for them."""
+        backbone = model.config.backbone
+        groups = backbone.d_inner // backbone.group_size
+        rank = _power_of_two(backbone.rank)
+        sizes = cls(
+            layers=backbone.n_layers,
+            d_model=backbone.d_model,
+            d_inner=backbone.d_inner,
+            d_mlp=backbone.d_mlp,
+            group=backbone.group_size,
+            taps=backbone.conv_width,
+            rank=rank,
+            low=_power_of_two(3 * rank + 2 * groups),
+            head_hidden=model.config.head_hidden,
+            horizon=model.config.head_horizon,
+            eps=model.backbone.norm.eps,
+        )
+        return sizes if sizes.fit() else None
+
+    def fit(self) -> bool:
+        """Whether tiles have sides that are powers of two, none too large to keep at hand."""
+        powers = (self.d_model, self.group, self.head_hidden)
+        wide = all(_power_of_two(size) == size for size in powers)
+        divided = self.horizon % LEAST == 0 and self.d_mlp > 0 and self.d_mlp % LEAST == 0
+        return wide and divided and self.d_model <= 512 and self.low <= 256 and self.group <= 128
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A copy of the weights: matrices in ``kind``, vectors in fp32; L layers one after another.
+
+    Attributes:
+        embed, embed_bias: [16, DM] (the features' rows, then zeros), [DM].
+        norms: [L, 2, DM] before the recurrence and before the feed-forward layer.
+        final_norm: [DM].
+        channels: [L, TAPS + 9, DI] as listed in ``kernel_block``.
+        w_in, w_select, w_up, w_out, w_mlp_in, w_mlp_out: [L, outputs, inputs].
+        w_hidden, w_head, head_bias: [HIDDEN, DM], [10, HORIZON, HIDDEN], [10, HORIZON].
+    """
+
+    sizes: Sizes
+    kind: torch.dtype
+    embed: Tensor
+    embed_bias: Tensor
+    norms: Tensor
+    final_norm: Tensor
+    channels: Tensor
+    w_in: Tensor
+    w_select: Tensor
+    w_up: Tensor
+    w_out: Tensor
+    w_mlp_in: Tensor
+    w_mlp_out: Tensor
+    w_hidden: Tensor
+    w_head: Tensor
+    head_bias: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def pack(cls, model: SignalForecaster, sizes: Sizes, kind: torch.dtype) -> Weights:
+        """Copy the model's weights."""
+        blocks = [cast("KSSMBlock", block) for block in model.backbone.blocks]
+
+        def stack(matrices: Iterable[Tensor]) -> Tensor:
+            return torch.stack([matrix.to(kind) for matrix in matrices]).contiguous()
+
+        mlps = [block.mlp for block in blocks if block.mlp is not None]
+        head, outputs = model.head, len(LEVELS) + 1
+        by_output = head.out.weight.unflatten(0, (sizes.horizon, outputs)).transpose(0, 1)
+        return cls(
+            sizes=sizes,
+            kind=kind,
+            embed=_vector(F.pad(model.embed.weight.t(), (0, 0, 0, LEAST - scaler.FEATURES))),
+            embed_bias=_vector(model.embed.bias),
+            norms=torch.stack([_norms(block) for block in blocks]),
+            final_norm=_vector(cast("nn.Module", model.backbone.norm).weight),
+            channels=torch.stack([_channels(block) for block in blocks]),
+            w_in=stack(block.in_proj.weight for block in blocks),
+            w_select=stack(_selection(block, sizes) for block in blocks),
+            w_up=stack(_ups(block, sizes.rank) for block in blocks),
+            w_out=stack(block.out_proj.weight for block in blocks),
+            w_mlp_in=stack(cast("nn.Linear", mlp.up).weight for mlp in mlps),
+            w_mlp_out=stack(mlp.down.weight for mlp in mlps),
+            w_hidden=head.hidden.weight.to(kind).contiguous(),
+            w_head=by_output.to(kind).contiguous(),
+            head_bias=_vector(head.bias.unflatten(0, (sizes.horizon, outputs)).t()),
+        )
+
+
+def versions_of(model: SignalForecaster) -> list[int] | None:
+    """What changes when the weights do; None for inference tensors, which do not count."""
+    tensors = list(model.parameters())
+    try:
+        versions = [tensor._version for tensor in tensors]  # pyright: ignore[reportPrivateUsage]
+    except RuntimeError:
+        return None
+    return versions + [tensor.data_ptr() for tensor in tensors[:2]]
+
+
+def kind_for(model: SignalForecaster) -> torch.dtype:
+    """fp16 for matrices that it holds exactly, else fp32."""
+    matrices = [p.detach() for p in model.backbone.parameters() if p.dim() == 2]
+    exact = all(bool((matrix.half().float() == matrix.float()).all()) for matrix in matrices)
+    return torch.float16 if exact else torch.float32
+
+
+def can_pack(model: SignalForecaster) -> bool:
+    """Whether the weights are plain fp32 or 16-bit tensors on one GPU, as the kernels read them."""
+    plain = all(isinstance(block, KSSMBlock) for block in model.backbone.blocks)
+    parameters = list(model.parameters())
+    kinds = (torch.float32, torch.float16, torch.bfloat16)
+    expected = scaler.FEATURES == model.embed.in_features
+    return plain and expected and all(parameter.dtype in kinds for parameter in parameters)
+
+
+def _norms(block: KSSMBlock) -> Tensor:
+    assert block.mlp_norm is not None
+    return _vector(torch.stack([block.norm.weight, block.mlp_norm.weight]))
+
+
+def _channels(block: KSSMBlock) -> Tensor:
+    """[TAPS + 9, DI]: one line a parameter of the channels."""
+    scan = block.scan_parameters()
+    lines = (
+        *block.conv.weight,
+        block.conv.bias,
+        scan.alpha_bias,
+        scan.omega_bias * scan.omega_scale,
+        scan.omega_scale,
+        scan.dt_bias,
+        scan.c_re,
+        scan.c_im,
+        block.skip,
+        block.out_norm.weight,
+    )
+    return torch.stack([_vector(line) for line in lines])
+
+
+def _selection(block: KSSMBlock, sizes: Sizes) -> Tensor:
+    """[LOW, DI]: alpha, omega and dt from every RANK-th row on, then B's two parts."""
+    weight, rank = block.select.weight, block.rank
+    padded = weight.new_zeros(sizes.low, sizes.d_inner)
+    for part in range(3):
+        start = part * sizes.rank
+        padded[start : start + rank] = weight[part * rank : (part + 1) * rank]
+    rest = weight[3 * rank :]
+    padded[3 * sizes.rank : 3 * sizes.rank + len(rest)] = rest
+    return padded
+
+
+def _ups(block: KSSMBlock, rank: int) -> Tensor:
+    """[3, DI, RANK]: alpha, omega, dt."""
+    layers = (block.alpha_up, block.omega_up, block.dt_up)
+    padded = layers[0].weight.new_zeros(3, layers[0].out_features, rank)
+    for part, layer in enumerate(layers):
+        padded[part, :, : layer.in_features] = layer.weight
+    return padded
+
+
+def _vector(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().contiguous()
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest power of two that is at least ``size`` and ``LEAST``."""
+    return max(LEAST, 1 << (size - 1).bit_length())
