@@ -56,5 +56,9 @@ def _advance(old: Tensor, x: Tensor, b_re: Tensor, b_im: Tensor, gates: Gates) -
 def _write(state: Tensor, slots: Tensor, hold: Tensor, old: Tensor, new: Tensor) -> None:
     """Store the finite new pairs of the rows that advance; everything else keeps its bits."""
     finite = new.isfinite().all(-1, keepdim=True)
+    kept = torch.where(finite, new.to(state.dtype), old)
+    if torch.compiler.is_exporting():  # no shape may depend on data, and no row is padding
+        state[slots] = kept
+        return
     advancing = ~hold
-    state[slots[advancing]] = torch.where(finite, new.to(state.dtype), old)[advancing]
+    state[slots[advancing]] = kept[advancing]

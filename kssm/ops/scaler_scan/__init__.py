@@ -72,7 +72,7 @@ def _winsorise(xp: Any, innovation: Any, variance: Any, warm: Any) -> Any:
 
 def update(stats: Tensor, values: Tensor, dt: Tensor) -> Tensor:
     """Statistics [N, 7] after one more sample a row ([N] float64, NaN = missing)."""
-    if stats.is_cuda:
+    if stats.is_cuda or torch.compiler.is_exporting():
         return torch.stack(_update(torch, stats.unbind(-1), values, dt), dim=-1)
     with np.errstate(all="ignore"):  # a corrupted row is found by its forecast
         new = _update(np, tuple(stats.numpy().T), values.numpy(), dt.numpy())
