@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "forecast": Command("kssm.cli.forecast:forecast", "Forecast a column of a CSV file."),
     "evaluate": Command("kssm.cli.evaluate:evaluate", "Forecast a folder of evaluation tasks."),
     "pretrain": Command("kssm.cli.pretrain:pretrain", "Train a forecaster."),
+    "finetune": Command("kssm.cli.finetune:finetune", "Adapt a forecaster to your own series."),
     "inspect": Command("kssm.cli.inspect:inspect", "Describe a checkpoint."),
     "bench": Command("kssm.cli.bench:app", "Measure the service on this machine."),
 }

@@ -1,0 +1,1 @@
+"""Fine-tuning on one source after another, against the weights it started from."""
