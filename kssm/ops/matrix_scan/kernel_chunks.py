@@ -32,6 +32,14 @@ def store_tile(ptr, value, first, t, room, stride, column):
 
 
 @triton.jit
+def kept_between(decay, weight, t):
+    """[Q, Q]: what is left at token i of the input of token j <= i, else 0."""
+    return tl.exp2(
+        tl.where(t[:, None] >= t[None, :], decay[:, None] - weight[None, :], float("-inf"))
+    )
+
+
+@triton.jit
 def advance_head(
     h, scores, b, c, x_ptr, y_ptr, decay_ptr, weight_ptr, first, t, room, row_x, row_y,
     Q: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
@@ -42,8 +50,7 @@ def advance_head(
     decay = tl.load(decay_ptr + t)
     weight = tl.load(weight_ptr + t)
     total = tl.load(decay_ptr + Q - 1)
-    lost = tl.exp2(decay[:, None] - weight[None, :])
-    inside = tl.where(t[:, None] >= t[None, :], scores * lost, 0.0).to(x.dtype)
+    inside = (scores * kept_between(decay, weight, t)).to(x.dtype)
     y = tl.dot(c, h.to(x.dtype), input_precision=PRECISION) * tl.exp2(decay)[:, None]
     y = tl.dot(inside, x, acc=y, input_precision=PRECISION)
     store_tile(y_ptr, y, first, t, room, row_y, p)
@@ -277,16 +284,15 @@ def chunk_backward_kernel(
         decay = tl.load(decay_ptr + gate + t)
         weight = tl.load(weight_ptr + gate + t)
         total = tl.load(decay_ptr + gate + Q - 1)
-        lost = tl.exp2(decay[:, None] - weight[None, :])
-        lost = tl.where(t[:, None] >= t[None, :], lost, 0.0)
+        kept = kept_between(decay, weight, t)
         left = tl.exp2(total - weight)
 
-        inside = (scores * lost).to(kind)
+        inside = (scores * kept).to(kind)
         dx = tl.dot(b, dstate, input_precision=PRECISION) * left[:, None]
         dx = tl.dot(tl.trans(inside), dy, acc=dx, input_precision=PRECISION)
         store_tile(dx_ptr + head * P, dx, first, t, room, H * P, p)
 
-        dinside = (tl.dot(dy, tl.trans(x), input_precision=PRECISION) * lost).to(kind)
+        dinside = (tl.dot(dy, tl.trans(x), input_precision=PRECISION) * kept).to(kind)
         own_dc = tl.dot(dy, tl.trans(state), input_precision=PRECISION)
         own_dc *= tl.exp2(decay)[:, None]
         own_dc = tl.dot(dinside, b, acc=own_dc, input_precision=PRECISION)

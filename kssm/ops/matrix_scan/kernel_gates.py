@@ -122,7 +122,8 @@ def gates_kernel(
     decay = -2.0 * LOG2_E * log1p(q + q * (q / (1.0 + root)))
     decay = tl.cumsum(tl.where(mask, decay, 0.0), axis=0)
     gain = step / (1.0 + q / root)
-    weight = tl.where(mask & (gain > 0), decay - tl.log2(gain), 1e30)
+    counts = mask & (gain > 0)
+    weight = tl.where(counts, decay - tl.log2(tl.where(counts, gain, 1.0)), 1e30)
     place = (row * H + h)[None, :].to(tl.int64) * (chunks * Q) + i[:, None]
     tl.store(decay_ptr + place, decay, mask=(h < H)[None, :])
     tl.store(weight_ptr + place, weight, mask=(h < H)[None, :])

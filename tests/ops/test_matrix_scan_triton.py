@@ -1,0 +1,101 @@
+"""The matrix-state scan's Triton kernels against fp64, interpreted where there is no GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kssm.ops.matrix_scan import matrix_scan
+from kssm.ops.matrix_scan.chunked import scan_chunked
+from kssm.ops.matrix_scan.kernel import scan_triton
+from kssm.ops.matrix_scan.kernel_launch import tuned
+from tests.ops.matrix_problems import MatrixProblem, make_problem, relative_error
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHORT = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter multiplies no bf16
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 1.5e-2}
+
+
+def errors(problem: MatrixProblem, dtype: torch.dtype, **change: int) -> dict[str, float]:
+    """Of y, the last state and every gradient, from the same rounded inputs."""
+    rounded = problem.to(dtype, DEVICE)
+    exact = rounded.to(torch.float64, DEVICE)
+    scan = partial(scan_triton, tuning=replace(tuned(dtype), **change))
+    found = dict(zip(("y", "final"), rounded.run(scan), strict=True))
+    expected = dict(zip(("y", "final"), exact.run(scan_chunked), strict=True))
+    found |= rounded.gradients(scan)
+    expected |= exact.gradients(scan_chunked)
+    return {name: relative_error(found[name], expected[name]) for name in expected}
+
+
+def assert_close(problem: MatrixProblem, dtype: torch.dtype, **change: int) -> None:
+    for name, error in errors(problem, dtype, **change).items():
+        assert error <= TOLERANCE[dtype], (name, error)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", [torch.float32, SHORT])
+@pytest.mark.parametrize("options", [False, True])
+def test_values_and_gradients(dtype: torch.dtype, options: bool) -> None:
+    assert_close(make_problem(options=options), dtype)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_one_row_is_cut_into_segments() -> None:
+    assert_close(make_problem(1, 600, 2, 16, 1, 8), torch.float32, walkers=8)
+
+
+@pytest.mark.parametrize("pair", [1, 2])
+def test_heads_alone_and_in_pairs(pair: int) -> None:
+    assert_close(make_problem(1, 90, 2, 16, 1, 16, options=False), torch.float32, pair=pair)
+
+
+def test_an_odd_number_of_heads() -> None:
+    assert_close(make_problem(1, 40, 3, 16, 1, 8), torch.float32, pair=2)
+
+
+def test_slices_of_a_projection_are_read_in_place() -> None:
+    problem = make_problem(options=False).to(torch.float32, DEVICE)
+    flat = [t.flatten(2) for t in problem.inputs]
+    wide = torch.cat(flat, dim=-1)
+    slices = wide.split([t.shape[-1] for t in flat], dim=-1)
+    views: Any = [s.unflatten(-1, t.shape[2:]) for s, t in zip(slices, problem.inputs, strict=True)]
+    y, final = matrix_scan(*views, problem.parameters, backend="triton")
+    expected = matrix_scan(*problem.inputs, problem.parameters, backend="triton")
+    assert torch.equal(y, expected[0])
+    assert torch.equal(final, expected[1])
+
+
+def test_rows_know_nothing_of_each_other() -> None:
+    problem = make_problem(tokens=40).to(torch.float32, DEVICE)
+    y, final = problem.run("triton")
+    poisoned = replace(problem, inputs=tuple(t.clone() for t in problem.inputs))
+    poisoned.inputs[0][1] = torch.nan
+    other, last = poisoned.run("triton")
+    assert torch.equal(other[0], y[0])
+    assert torch.equal(last[0], final[0])
+
+
+def test_held_rows_keep_every_bit() -> None:
+    problem = make_problem(tokens=40).to(torch.float32, DEVICE)
+    still = replace(problem, token_dt=torch.zeros_like(problem.token_dt))
+    _, final = still.run("triton")
+    assert torch.equal(final, problem.initial_state)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_long_rows(dtype: torch.dtype, limit: float) -> None:
+    problem = make_problem(1, 65536, 4, 64, 1, 32, options=False, slow=-9.0).to(dtype, DEVICE)
+    exact = problem.to(torch.float64, DEVICE)
+    pairs: list[tuple[Tensor, Tensor]] = list(
+        zip(problem.run("triton"), exact.run("chunked"), strict=True)
+    )
+    for actual, expected in pairs:
+        assert relative_error(actual, expected) <= limit
