@@ -1,4 +1,4 @@
-"""The fine-tuning experiment runs from task files to its JSON, and never learns from the windows."""
+"""The fine-tuning experiment runs from task files to its JSON; the windows are never learned from."""
 
 from __future__ import annotations
 
