@@ -34,7 +34,7 @@ def problem(length: int, strength: float) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("strength", [0.02, 0.3])
+@pytest.mark.parametrize("strength", [0.02, 3.0, 100.0])
 @pytest.mark.usefixtures("poisoned")
 def test_values_and_gradients(length, strength):
     check_scan(ssd_scan_triton, ssd_scan_torch, problem(length, strength), 1e-5)

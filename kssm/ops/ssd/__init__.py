@@ -42,14 +42,16 @@ def ssd_scan(
     Returns:
         y [B, T, H, P] and the state after the last token.
     """
-    run = outside_graph(_kernel) if runs_triton(x) else ssd_scan_torch
+    precision = "tf32" if torch.is_autocast_enabled(x.device.type) else "tf32x3"
+    run = partial(outside_graph(_kernel), precision) if runs_triton(x) else ssd_scan_torch
     with torch.autocast(x.device.type, enabled=False):
         return run(x, step, a, b, c, state)
 
 
-def _kernel(*given: Tensor) -> tuple[Tensor, Tensor]:
+def _kernel(precision: str, *given: Tensor) -> tuple[Tensor, Tensor]:
     """Triton is imported only when it is asked for."""
-    return importlib.import_module("kssm.ops.ssd.kernel_launch").ssd_scan_triton(*given)
+    module = importlib.import_module("kssm.ops.ssd.kernel_launch")
+    return module.ssd_scan_triton(*given, precision)
 
 
 def ssd_scan_torch(

@@ -1,0 +1,102 @@
+"""The step as an ONNX model with its state as explicit inputs and outputs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kssm.errors import InvalidInputError
+from kssm.export.decompositions import decompositions
+from kssm.export.packing import Layout
+from kssm.export.steps import ForecasterStep, ModelStep
+from kssm.forecast import SignalForecaster
+from kssm.models import SequenceModel
+
+_ROWS = 3
+"""Rows of the example that is traced; any number may run."""
+
+
+def export_onnx(model: SignalForecaster | SequenceModel, path: str | Path) -> None:
+    """Write one step of ``model`` to ``path``.
+
+    Inputs are the samples or tokens (see ``ForecasterStep`` and ``ModelStep``), ``dt`` and one
+    packed state tensor for each dtype, outputs the results and the new states. The first axis of
+    all is the rows, of any number. The file's metadata says where each entry of the state lies
+    (``kssm.layout``, JSON).
+
+    Raises:
+        InvalidInputError: code ``export_unavailable`` without the packages of the extra
+            ``export``.
+    """
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise InvalidInputError(
+                f"{package} is not installed: pip install 'kssm[export]'", "export_unavailable"
+            )
+    step = step_of(model)
+    example = _example(step)
+    rows = {0: torch.export.Dim("rows")}
+    shapes = (rows, rows, tuple(rows for _ in step.layout.tensors))
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(step, example, dynamic_shapes=shapes)
+        program = program.run_decompositions(decompositions())
+        names = [packed.name for packed in step.layout.tensors]
+        exported: Any = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=[*step.inputs, *names],
+            output_names=[*step.outputs, *(f"new_{name}" for name in names)],
+            verbose=False,
+        )
+    exported.model.metadata_props.update(_metadata(model, step.layout))
+    exported.save(str(path))
+
+
+def step_of(model: SignalForecaster | SequenceModel) -> ForecasterStep | ModelStep:
+    """The function that is exported, in evaluation mode on the CPU."""
+    model = model.cpu().eval().requires_grad_(False)
+    return ForecasterStep(model) if isinstance(model, SignalForecaster) else ModelStep(model)
+
+
+def _example(step: ForecasterStep | ModelStep) -> tuple[Tensor, ...]:
+    state = (torch.zeros(_ROWS, p.size, dtype=p.dtype) for p in step.layout.tensors)
+    if isinstance(step, ForecasterStep):
+        values = torch.linspace(-1.0, 1.0, _ROWS, dtype=torch.float64)
+        return values, torch.ones_like(values), *state
+    x = torch.linspace(-1.0, 1.0, _ROWS * step.model.d_model).view(_ROWS, -1)
+    dtype = next(step.model.parameters()).dtype
+    return x.to(dtype), torch.ones(_ROWS, dtype=dtype), *state
+
+
+def _metadata(model: SignalForecaster | SequenceModel, layout: Layout) -> dict[str, str]:
+    places = {
+        packed.name: [[name, list(shape)] for name, shape in packed.entries]
+        for packed in layout.tensors
+    }
+    found = {"kssm.layout": json.dumps(places)}
+    if isinstance(model, SignalForecaster):
+        found["kssm.fingerprint"] = model.fingerprint
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports torchvision's absence and its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
