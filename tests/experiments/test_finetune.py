@@ -1,4 +1,4 @@
-"""The fine-tuning experiment runs from task files to its JSON; the windows are never learned from."""
+"""The fine-tuning experiment runs from task files to its JSON, and never sees the windows."""
 
 from __future__ import annotations
 
