@@ -52,20 +52,33 @@ def _quantile(quantiles: Tensor, level: float) -> Tensor:
 
 def cumulative(quantiles: Tensor, x: Tensor) -> Tensor:
     """Probability [...] below x [...] under quantiles [..., 9] (the PIT value of x)."""
+    beyond, z = _outside(quantiles, x)
+    return torch.where(beyond, torch.special.ndtr(z), _inside(quantiles, x))
+
+
+def tail_probability(quantiles: Tensor, x: Tensor) -> Tensor:
+    """Two-sided tail probability [...] of x [...]: small where x was unexpected, at most 1.
+
+    Far above as precise as far below: nothing is subtracted from 1 beyond the outer quantiles.
+    """
+    beyond, z = _outside(quantiles, x)
+    below = _inside(quantiles, x)
+    between = 2.0 * torch.minimum(below, 1.0 - below)
+    return torch.where(beyond, 2.0 * torch.special.ndtr(-z.abs()), between)
+
+
+def _outside(quantiles: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Which x lie beyond the outer quantiles, and their distance in standard deviations."""
     median = quantiles[..., MEDIAN]
     lower = (median - quantiles[..., 0]).clamp_min(_MIN_SPREAD) / _OUTER_Z
     upper = (quantiles[..., -1] - median).clamp_min(_MIN_SPREAD) / _OUTER_Z
     distance = x - median
-    outside = torch.special.ndtr(distance / torch.where(distance < 0, lower, upper))
+    beyond = (x < quantiles[..., 0]) | (x > quantiles[..., -1])
+    return beyond, distance / torch.where(distance < 0, lower, upper)
+
+
+def _inside(quantiles: Tensor, x: Tensor) -> Tensor:
     gaps = quantiles.diff(dim=-1)
     inside = (x.unsqueeze(-1) - quantiles[..., :-1]) / gaps.clamp_min(1e-12)
     steps = torch.where(gaps > 0, inside.clamp(0.0, 1.0), (inside >= 0).to(x.dtype))
-    between = LEVELS[0] + 0.1 * steps.sum(-1)
-    beyond = (x < quantiles[..., 0]) | (x > quantiles[..., -1])
-    return torch.where(beyond, outside, between)
-
-
-def tail_probability(quantiles: Tensor, x: Tensor) -> Tensor:
-    """Two-sided tail probability [...] of x [...]: small where x was unexpected, at most 1."""
-    below = cumulative(quantiles, x)
-    return 2.0 * torch.minimum(below, 1.0 - below)
+    return LEVELS[0] + 0.1 * steps.sum(-1)

@@ -57,3 +57,11 @@ def test_bad_levels(levels: list[float]) -> None:
     with pytest.raises(InvalidInputError) as error:
         check_levels(levels)
     assert error.value.code == "invalid_quantiles"
+
+
+@given(st.floats(1.3, 35.0))
+def test_tails_are_as_precise_above_as_below(distance: float) -> None:
+    points = torch.tensor([-distance, distance], dtype=torch.float64)
+    tails = tail_probability(NORMAL.expand(2, 9), points)
+    expected = 2.0 * float(torch.special.ndtr(points[0]))
+    assert tails.tolist() == pytest.approx([expected, expected], rel=1e-6)

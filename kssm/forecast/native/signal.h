@@ -76,13 +76,14 @@ static void features(double value, double dt, const Statistics *before, const St
     out[8] = (float)log(dt);
 }
 
-/* Probability below x under nine quantiles. */
-static double cumulative(const float *quantiles, double x) {
+/* Two-sided tail probability of x under nine quantiles. Nothing is subtracted from 1 beyond the
+ * outer ones, so that far above is as precise as far below. */
+static double tail_probability(const float *quantiles, double x) {
     double median = quantiles[MEDIAN], low = quantiles[0], high = quantiles[LEVELS - 1];
     double distance = x - median;
     if (x < low || x > high) {
         double spread = maximum(distance < 0 ? median - low : high - median, 1e-6);
-        return 0.5 * erfc(-distance * (1.2815515655446004 / spread) * 0.70710678118654752440);
+        return erfc(fabs(distance) * (1.2815515655446004 / spread) * 0.70710678118654752440);
     }
     double steps = 0.0;
     for (int i = 0; i + 1 < LEVELS; i++) {
@@ -93,7 +94,8 @@ static double cumulative(const float *quantiles, double x) {
         else
             steps += inside >= 0;
     }
-    return 0.1 + 0.1 * steps;
+    double below = 0.1 + 0.1 * steps;
+    return 2.0 * (below < 1.0 - below ? below : 1.0 - below);
 }
 
 /* Two-sided tail probability of a value under the forecasts made before it; NaN = no score. */
@@ -101,8 +103,7 @@ static double score(double value, double dt, const Statistics *before, const flo
     if (!is_visible(value) || !(before->count >= WARM_UP)) return NAN;
     double ahead = rint(dt);
     int k = ahead >= SCORED_HORIZONS ? SCORED_HORIZONS - 1 : ahead > 1 ? (int)ahead - 1 : 0;
-    double below = cumulative(forecast + k * LEVELS, normalise(value, before));
-    return 2.0 * (below < 1.0 - below ? below : 1.0 - below);
+    return tail_probability(forecast + k * LEVELS, normalise(value, before));
 }
 
 #endif
