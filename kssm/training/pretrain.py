@@ -19,7 +19,7 @@ from kssm.models.kssm import KSSMBlock
 from kssm.training.averaging import WeightAverage
 from kssm.training.config import PretrainConfig
 from kssm.training.corpus import Corpus
-from kssm.training.fabric import mean_over_ranks
+from kssm.training.fabric import Pace, mean_over_ranks
 from kssm.training.loss import LossSums, Objective, read_loss, tokenise
 from kssm.training.mixture import BatchSource, TrainingBatch
 from kssm.training.optimizer import Optimizers, scheduled_rate
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 
-TICK = 8  # steps between two looks at the clock, which wait for the device and for all ranks
+TICK = 8  # steps between two looks at the clock
 RESUME_FILE, CHECKPOINT, AVERAGED = "resume.pt", "checkpoint", "averaged"
 
 
@@ -55,6 +55,7 @@ class Trainer:
         self.folder = folder
         self.fabric = fabric
         self.device = fabric.device
+        self._pace = Pace(self.device)
         run = config.run
         torch.manual_seed(run.seed)
         self.model = SignalForecaster(config.model)
@@ -100,8 +101,7 @@ class Trainer:
             losses.append(self.train_step())
             if self.step % TICK:
                 continue
-            self._synchronise()  # bounds the queue of launched work
-            self.elapsed = self.fabric.broadcast(base + time.perf_counter() - started)
+            self.elapsed = self._pace.tick(base + time.perf_counter() - started)
             if self.elapsed - logged >= run.log_seconds:
                 logged = self.elapsed
                 self._log(losses, report)
@@ -112,7 +112,7 @@ class Trainer:
                 saved = self.elapsed
                 self.save()
         self._synchronise()
-        self.elapsed = self.fabric.broadcast(base + time.perf_counter() - started)
+        self.elapsed = self._pace.tick(base + time.perf_counter() - started)
         if losses:
             self._log(losses, report)
         return self._finished()
