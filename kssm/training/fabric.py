@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
@@ -73,9 +73,8 @@ class Pace:
         self._cuda = device.type == "cuda"
         self._mark: torch.cuda.Event | None = None
         # Agreeing on the time by NCCL would wait for the device.
-        self._group = (
-            distributed.new_group(backend="gloo") if distributed.is_initialized() else None
-        )
+        shared = distributed.is_initialized()
+        self._group: Any = distributed.new_group(backend="gloo") if shared else None
 
     def tick(self, clock: float) -> float:
         """Wait for the work launched before the last tick; returns the first rank's ``clock``."""

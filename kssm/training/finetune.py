@@ -217,7 +217,8 @@ class _Reading:
 
     def examples(self, series: Sequence[Floats]) -> Examples:
         """Situations all along the series, as far back as there is time for."""
-        rows = self._some(len(series), max(1, self._tokens // CONTEXT))
+        usual = min(CONTEXT, int(np.mean([len(x) for x in series])))
+        rows = self._some(len(series), max(1, self._tokens // usual))
         recent = [series[row][-(self._tokens // len(rows)) :] for row in rows]
         stride = max(1, sum(map(len, recent)) // MOST_EXAMPLES)
         origins = [np.arange(min(FIRST_ORIGIN, len(x) // 4), len(x), stride) for x in recent]
