@@ -1,7 +1,8 @@
 """One WebSocket connection: messages in, exactly one answer each out, in the same order.
 
 The reader hands each message over at once and goes on; the writer waits for the answers in turn.
-So many frames are under way together while their answers keep their order. The reader stops
+So many frames are under way together while their answers keep their order. Generated tokens do
+not wait for the answers before them: they go out at once, before their own answer. The reader stops
 reading, and the peer feels it through TCP, when too much is unanswered.
 """
 
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kssm.errors import KSSMError
 from service import wire
-from service.dispatch import Dispatcher, Exchange, Payload
+from service.dispatch import Dispatcher
+from service.exchange import Exchange, Payload
+from service.text_dispatch import TextDispatcher
 
 if TYPE_CHECKING:
     from service.core import Service
@@ -40,7 +43,11 @@ class Connection:
         close: Callable[[int, str], Awaitable[None]],
     ) -> None:
         self._service = service
-        self._dispatcher = Dispatcher(service.manager, tenant, service.settings.max_in_flight)
+        self._tokens: asyncio.Queue[Payload] = asyncio.Queue()
+        self._texts = TextDispatcher(service.texts, tenant, self._tokens.put_nowait)
+        self._dispatcher = Dispatcher(
+            service.manager, self._texts, tenant, service.settings.max_in_flight
+        )
         self._receive = receive
         self._send = send
         self._close = close
@@ -54,15 +61,17 @@ class Connection:
     async def run(self) -> None:
         """Serve until the peer leaves; what it was promised is still applied, not answered."""
         reader = asyncio.create_task(self._read())
-        writer = asyncio.create_task(self._write())
+        writers = (asyncio.create_task(self._write()), asyncio.create_task(self._tell()))
+        tasks = (reader, *writers)
         try:
-            done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            reader.cancel()
-            writer.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            self._texts.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             while not self._queue.empty():
                 self._queue.get_nowait().future.add_done_callback(_look_at)
                 self._queue.task_done()
@@ -109,7 +118,18 @@ class Connection:
                 self._room.set()
                 self._queue.task_done()
 
+    async def _tell(self) -> None:
+        while True:
+            token = await self._tokens.get()
+            try:
+                await self._send(token)
+            finally:
+                self._tokens.task_done()
+
     async def _answer(self, exchange: Exchange) -> Payload:
+        if exchange.streamed:
+            await asyncio.wait([exchange.future])
+            await self._tokens.join()
         try:
             answer = exchange.encode(await exchange.future)
         except Exception as error:  # noqa: BLE001 - every message is answered, whatever happened

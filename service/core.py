@@ -6,13 +6,15 @@ import asyncio
 import logging
 from typing import Final
 
-from kssm.runtime import Engine, EngineConfig
+from kssm.language import LanguageModel
+from kssm.runtime import Engine
 from service.auth import Authenticator
 from service.connection import Connection
 from service.manager import SessionManager
 from service.metrics import Metrics
 from service.settings import Settings
 from service.stores import Store, open_store
+from service.texts import TextManager
 
 logger = logging.getLogger("kssm.service")
 
@@ -31,6 +33,7 @@ class Service:
         self._engine = engine
         self._store: Store | None = None
         self._manager: SessionManager | None = None
+        self._texts: TextManager | None = None
         self._drained = False
         self._expiry: asyncio.Task[None] | None = None
 
@@ -45,6 +48,12 @@ class Service:
         """The sessions of a started service."""
         assert self._manager is not None, "the service is not started"
         return self._manager
+
+    @property
+    def texts(self) -> TextManager:
+        """What only language sessions do, of a started service."""
+        assert self._texts is not None, "the service is not started"
+        return self._texts
 
     @property
     def ready(self) -> bool:
@@ -63,6 +72,7 @@ class Service:
         await manager.start()
         self._engine.start()
         self._manager = manager
+        self._texts = TextManager(self.settings, manager, self._engine)
         self._expiry = asyncio.create_task(self._expire(self.settings.session_ttl_s))
         stats = self._engine.stats
         self.metrics.watch(stats, lambda: manager.sessions, lambda: len(self.connections))
@@ -77,6 +87,7 @@ class Service:
         self._manager.refuse()
         patience = self.settings.drain_timeout_s
         await asyncio.gather(*(stream.goaway(patience) for stream in list(self.connections)))
+        self.texts.cancel_all()
         await self._manager.settle()
         await self._deliver(patience)
         try:
@@ -113,11 +124,18 @@ class Service:
 def build_engine(settings: Settings) -> Engine:
     """The engine for the settings' model and device, not started. Raises ``KSSMError``."""
     from kssm.device import resolve_device
-    from kssm.forecast import pretrained
+    from kssm.forecast.pretrained import locate
+    from kssm.language.rows import LanguageRows
+    from kssm.language.tokenizer import Tokenizer
+    from kssm.loading import load_any
+    from kssm.runtime.config import config_for
 
     device = resolve_device(settings.device)
-    forecaster = pretrained.load(settings.model, device=device)
-    return Engine(forecaster, EngineConfig(max_rows=settings.max_rows), device)
+    folder = locate(settings.model)
+    model = load_any(folder, device, window=settings.window)
+    if isinstance(model, LanguageModel):
+        model = LanguageRows(model, Tokenizer.find(folder))
+    return Engine(model, config_for(model.state_spec(), settings.max_rows), device)
 
 
 def model_name(settings: Settings) -> str:

@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any, assert_never
 
 from kssm.errors import CapacityError, KSSMError
-from service import schemas, wire
+from service import messages, wire
+from service.exchange import Exchange, Payload
 from service.lanes import failed, resolved
 from service.manager import SessionManager
 from service.residency import session_not_found
 from service.sessions import Reply, Status
-
-Payload = str | bytes
+from service.text_dispatch import TextDispatcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +28,14 @@ class Binding:
     binary: bool
 
 
-@dataclass(slots=True, eq=False)
-class Exchange:
-    """A message and what is needed to answer it."""
-
-    future: asyncio.Future[Any]
-    encode: Callable[[Any], Payload]
-    session: str | None = None
-    seq: int | None = None
-    request_id: str | None = None
-    frame: bool = False
-    size: int = 0
-    began: float = 0.0
-
-
 class Dispatcher:
-    """Knows the sessions one connection addresses, and hands its messages to the manager."""
+    """Knows the sessions one connection addresses, and hands its messages to the managers."""
 
-    def __init__(self, manager: SessionManager, tenant: str, limit: int) -> None:
+    def __init__(
+        self, manager: SessionManager, texts: TextDispatcher, tenant: str, limit: int
+    ) -> None:
         self._manager = manager
+        self._texts = texts
         self._tenant = tenant
         self._limit = limit
         self._handles: dict[int, Binding] = {}
@@ -92,36 +81,38 @@ class Dispatcher:
         seq = message.frame.seq
         return Exchange(future, encode, session, seq, message.request_id, frame=True)
 
-    def _control(self, message: schemas.Control) -> Exchange:
+    def _control(self, message: messages.Control) -> Exchange:
         request_id = message.request_id
         match message:
-            case schemas.Keepalive():
+            case messages.Keepalive():
                 return Exchange(resolved(None), partial(_ack, message), request_id=request_id)
-            case schemas.StreamCreate():
+            case messages.StreamCreate():
                 future = self._manager.create(self._tenant, message)
                 return Exchange(future, partial(self._welcome, message), request_id=request_id)
+            case messages.StreamTokens() | messages.StreamGenerate() | messages.StreamCancel():
+                return self._texts.accept(message)
             case _:
                 return self._session_control(message)
 
     def _session_control(
         self,
-        message: schemas.StreamAttach
-        | schemas.StreamForecast
-        | schemas.StreamReset
-        | schemas.StreamClose,
+        message: messages.StreamAttach
+        | messages.StreamForecast
+        | messages.StreamReset
+        | messages.StreamClose,
     ) -> Exchange:
         manager, address = self._manager, (self._tenant, message.session)
         future: asyncio.Future[Any]
         encode: Callable[[Any], Payload]
         match message:
-            case schemas.StreamAttach():
+            case messages.StreamAttach():
                 future, encode = manager.attach(*address), partial(self._welcome, message)
-            case schemas.StreamForecast():
+            case messages.StreamForecast():
                 future = manager.forecast(*address, message.horizon, message.quantiles)
                 encode = partial(_forecast_text, message)
-            case schemas.StreamReset():
+            case messages.StreamReset():
                 future, encode = manager.reset(*address), partial(_ack, message)
-            case schemas.StreamClose():
+            case messages.StreamClose():
                 future, encode = manager.delete(*address), partial(self._closed, message)
             case _:
                 assert_never(message)
@@ -135,14 +126,14 @@ class Dispatcher:
             return wire.encode_forecast_binary(binding.handle, reply.seq, reply.result)
         return wire.encode_forecast(session, reply.seq, reply.result, request_id)
 
-    def _closed(self, message: schemas.StreamClose, _: None) -> Payload:
+    def _closed(self, message: messages.StreamClose, _: None) -> Payload:
         binding = self._bindings.pop(message.session, None)
         if binding is not None:
             del self._handles[binding.handle]
         return _ack(message, None)
 
     def _welcome(
-        self, message: schemas.StreamCreate | schemas.StreamAttach, status: Status
+        self, message: messages.StreamCreate | messages.StreamAttach, status: Status
     ) -> Payload:
         binding = self._bind(status, message.encoding == "binary")
         body: dict[str, object] = {
@@ -157,7 +148,9 @@ class Dispatcher:
             "next_seq": status.next_seq,
             "max_in_flight": self._limit,
         }
-        if isinstance(message, schemas.StreamAttach):
+        if self._manager.vocabulary is not None:
+            body |= {"kind": "language", "vocab_size": self._manager.vocabulary.size}
+        if isinstance(message, messages.StreamAttach):
             body["attached"] = True
         return wire.encode(body, message.request_id)
 
@@ -171,22 +164,24 @@ class Dispatcher:
         return binding
 
 
-def _address(message: wire.Append | schemas.Control) -> wire.Rejected:
+def _address(message: wire.Append | messages.Control) -> wire.Rejected:
     """Whom a message that is refused was for."""
     error = session_not_found()
     if isinstance(message, wire.Append):
         seq = message.frame.seq
         return wire.Rejected(error, message.session, message.handle, seq, message.request_id)
-    session = getattr(message, "session", None)
-    return wire.Rejected(error, session, request_id=message.request_id)
+    session, seq = getattr(message, "session", None), getattr(message, "seq", None)
+    return wire.Rejected(error, session, seq=seq, request_id=message.request_id)
 
 
-def _ack(message: schemas.Keepalive | schemas.StreamReset | schemas.StreamClose, _: Any) -> Payload:
-    session = None if isinstance(message, schemas.Keepalive) else message.session
+def _ack(
+    message: messages.Keepalive | messages.StreamReset | messages.StreamClose, _: Any
+) -> Payload:
+    session = None if isinstance(message, messages.Keepalive) else message.session
     return wire.encode_ack(message.type, message.request_id, session)
 
 
-def _forecast_text(message: schemas.StreamForecast, reply: Reply) -> Payload:
+def _forecast_text(message: messages.StreamForecast, reply: Reply) -> Payload:
     assert reply.result is not None
     return wire.encode_forecast(message.session, reply.seq, reply.result, message.request_id)
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from kssm.errors import CapacityError, KSSMError, NotFoundError
+from kssm.language.rows import wrong_kind
 from kssm.runtime import Engine
 from service.errors import draining
 from service.lanes import Started, at_once, failed, in_task
@@ -25,6 +26,7 @@ from service.schemas import SessionCreate
 from service.sessions import Admitted, Reply, Status
 from service.settings import Settings
 from service.stores import Store
+from service.vocabulary import Vocabulary
 from service.wire import Frame
 
 T = TypeVar("T")
@@ -36,13 +38,14 @@ class SessionManager:
     """Creates, finds, advances and deletes sessions. Lives on one event loop.
 
     Futures fail with ``KSSMError``: `session_not_found` for what is absent or foreign, `draining`
-    after ``refuse``, and what the operation itself adds.
+    after ``refuse``, and what the operation itself adds. ``vocabulary`` is a language model's.
     """
 
     def __init__(
         self, settings: Settings, model: str, engine: Engine, store: Store, state_key: bytes
     ) -> None:
         self.model = model
+        self.vocabulary = Vocabulary.of(engine)
         self._settings = settings
         self._engine = engine
         self._store = store
@@ -74,13 +77,21 @@ class SessionManager:
         return creation
 
     def append(
-        self, tenant: str, session_id: str, frame: Frame, attachment: int | None = None
+        self,
+        tenant: str,
+        session_id: str,
+        frame: Frame,
+        attachment: int | None = None,
+        *,
+        tokens: bool = False,
     ) -> asyncio.Future[Reply]:
-        """Apply a frame. Adds `seq_gap` and what is wrong with the frame.
+        """Apply a frame (``tokens``: of ids [n, 1]). Adds `seq_gap` and what is wrong with it.
 
         ``attachment`` is given by a connection that addresses the session by its handle, which
         ends when another connection attaches.
         """
+        if tokens == (self.vocabulary is None):
+            return failed(wrong_kind())
         return self._in_lane(
             tenant, session_id, lambda entry: self._start_append(entry, frame, attachment)
         )
@@ -102,24 +113,16 @@ class SessionManager:
             future = self._engine.forecast(live.rows, steps, levels)
             return Reply(live.session.next_seq - 1, await asyncio.wrap_future(future))
 
-        return self._run(tenant, session_id, work)
+        allowed = self.vocabulary is None
+        return self.run(tenant, session_id, work) if allowed else failed(wrong_kind())
 
     def attach(self, tenant: str, session_id: str) -> asyncio.Future[Status]:
         """Make the caller's the one attachment of the session."""
-
-        async def work(live: Live) -> Status:
-            live.session.attachments += 1
-            return live.session.status()
-
-        return self._run(tenant, session_id, work)
+        return self.run(tenant, session_id, _attach)
 
     def get(self, tenant: str, session_id: str) -> asyncio.Future[Status]:
         """The session."""
-
-        async def work(live: Live) -> Status:
-            return live.session.status()
-
-        return self._run(tenant, session_id, work)
+        return self.run(tenant, session_id, _status)
 
     def reset(self, tenant: str, session_id: str) -> asyncio.Future[Status]:
         """Forget the signal; the session's ``seq`` runs on."""
@@ -130,7 +133,7 @@ class SessionManager:
             live.dirty = True
             return live.session.status()
 
-        return self._run(tenant, session_id, work)
+        return self.run(tenant, session_id, work)
 
     def fork(self, tenant: str, session_id: str) -> asyncio.Future[Status]:
         """A new session that continues from a copy. Adds `session_limit`, `rows_exhausted`."""
@@ -139,8 +142,8 @@ class SessionManager:
             self._reserve()
             try:
                 channels = live.session.settings.channels
-                attempt = partial(self._engine.fork, live.rows)
-                rows = await self._residency.open_rows(channels, attempt)
+                fork = partial(self._engine.fork, live.rows)
+                rows = await self._residency.open_rows(channels, fork)
             except BaseException:
                 self._sessions -= 1
                 raise
@@ -148,7 +151,7 @@ class SessionManager:
             self._residency.adopt(copy, rows)
             return copy.status()
 
-        return self._run(tenant, session_id, work)
+        return self.run(tenant, session_id, work)
 
     def export_state(self, tenant: str, session_id: str) -> asyncio.Future[bytes]:
         """The session's signed state."""
@@ -156,7 +159,7 @@ class SessionManager:
         async def work(live: Live) -> bytes:
             return await self._residency.export(live, clock_to_meta(live.session.clock))
 
-        return self._run(tenant, session_id, work)
+        return self.run(tenant, session_id, work)
 
     def import_state(self, tenant: str, session_id: str, blob: bytes) -> asyncio.Future[Status]:
         """Continue from an exported state. Adds the codes of ``StateError``."""
@@ -168,7 +171,7 @@ class SessionManager:
             live.dirty = True
             return live.session.status()
 
-        return self._run(tenant, session_id, work)
+        return self.run(tenant, session_id, work)
 
     def delete(self, tenant: str, session_id: str) -> asyncio.Future[None]:
         """End the session and forget it."""
@@ -198,12 +201,15 @@ class SessionManager:
         if self._store.durable:
             await self._residency.flush()
 
-    def _run(
+    def run(
         self, tenant: str, session_id: str, work: Callable[[Live], Coroutine[Any, Any, T]]
     ) -> asyncio.Future[T]:
-        return self._in_lane(
-            tenant, session_id, lambda entry: in_task(self._with_live(entry, work))
-        )
+        """Do ``work`` in the session's lane."""
+
+        async def with_live(entry: Entry) -> T:
+            return await work(await self._residency.live(entry))
+
+        return self._in_lane(tenant, session_id, lambda entry: in_task(with_live(entry)))
 
     def _in_lane(
         self, tenant: str, session_id: str, start: Callable[[Entry], Started[T]]
@@ -214,9 +220,6 @@ class SessionManager:
             return failed(session_not_found())
         entry = self._residency.entry(tenant, session_id)
         return entry.lane.run(partial(start, entry))
-
-    async def _with_live(self, entry: Entry, work: Callable[[Live], Coroutine[Any, Any, T]]) -> T:
-        return await work(await self._residency.live(entry))
 
     def _start_append(self, entry: Entry, frame: Frame, attachment: int | None) -> Started[Reply]:
         if entry.live is None:
@@ -242,13 +245,14 @@ class SessionManager:
             dt=admitted.dt,
             horizon=session.settings.horizon,
             levels=session.settings.quantiles,
+            want_forecast=self.vocabulary is None,
         )
         return Started(asyncio.wrap_future(future), partial(_finish_append, live, admitted))
 
     async def _create(self, tenant: str, request: SessionCreate) -> Status:
         if request.model not in {None, self.model}:
             raise NotFoundError("there is no such model", code="model_not_found")
-        session, prompt = parse_request(self._settings, tenant, request)
+        session, prompt = parse_request(self._settings, tenant, request, self.vocabulary)
         self._reserve()
         try:
             rows = await open_session(self._engine, self._residency, session, prompt)
@@ -270,9 +274,17 @@ class SessionManager:
 
     def _reserve(self) -> None:
         if self._sessions >= self._settings.max_sessions:
-            message = f"the server holds {self._sessions} sessions, its limit"
-            raise CapacityError(message, code="session_limit")
+            raise CapacityError(f"the server holds {self._sessions} sessions", "session_limit")
         self._sessions += 1
+
+
+async def _attach(live: Live) -> Status:
+    live.session.attachments += 1
+    return live.session.status()
+
+
+async def _status(live: Live) -> Status:
+    return live.session.status()
 
 
 def _finish_append(live: Live, admitted: Admitted, future: asyncio.Future[Any]) -> Reply:

@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from kssm.errors import InvalidInputError
 from kssm.forecast.gaps import tokens_per_sample
 from kssm.runtime import Engine
 from service import samples
@@ -19,6 +20,7 @@ from service.residency import Residency
 from service.schemas import SessionCreate
 from service.sessions import Admitted, Session, SessionSettings, new_session
 from service.settings import Settings
+from service.vocabulary import Vocabulary
 
 PROMPT_TOKENS: Final = 16_384
 """A long prompt goes to the engine in pieces, so that it never fills the queue alone."""
@@ -30,9 +32,11 @@ def new_id() -> str:
 
 
 def parse_request(
-    limits: Settings, tenant: str, request: SessionCreate
+    limits: Settings, tenant: str, request: SessionCreate, vocabulary: Vocabulary | None
 ) -> tuple[Session, Admitted | None]:
     """The session asked for and its prompt. Raises ``InvalidInputError``."""
+    if vocabulary is not None:
+        return _parse_text(tenant, request, vocabulary)
     check_channels(limits, request.channels)
     levels = check_query(limits, request.channels, request.horizon, request.quantiles)
     settings = SessionSettings(request.channels, request.horizon, levels, request.sample_interval)
@@ -42,6 +46,18 @@ def parse_request(
     values = samples.rows(request.prompt)
     stamps = None if request.timestamps is None else samples.timestamps(request.timestamps)
     return session, session.admit_prompt(values, stamps)
+
+
+def _parse_text(
+    tenant: str, request: SessionCreate, vocabulary: Vocabulary
+) -> tuple[Session, Admitted | None]:
+    """A language session: one row, nothing to forecast."""
+    if request.channels != 1:
+        raise InvalidInputError("a language session has one channel")
+    session = new_session(new_id(), tenant, SessionSettings(1, 0, ()))
+    if request.prompt is None:
+        return session, None
+    return session, session.admit_prompt(vocabulary.prompt(request.prompt), None)
 
 
 async def open_session(

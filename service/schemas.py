@@ -15,11 +15,19 @@ from service.errors import STATUS
 _NUMBER_OR_NULL = {"anyOf": [{"type": "number"}, {"type": "null"}]}
 Column = Annotated[object, WithJsonSchema({"type": "array", "items": _NUMBER_OR_NULL})]
 """Samples of one series in order of time; null is missing."""
-Rows = Annotated[
+Prompt = Annotated[
     object,
-    WithJsonSchema({"type": "array", "items": {"type": "array", "items": _NUMBER_OR_NULL}}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": "array", "items": _NUMBER_OR_NULL}},
+                {"type": "array", "items": {"type": "integer"}},
+                {"type": "string"},
+            ]
+        }
+    ),
 ]
-"""One row a sample, one number or null a channel."""
+"""Rows of a signal; token ids or text for a language model."""
 RowsOrBase64 = Annotated[
     object,
     WithJsonSchema(
@@ -38,7 +46,6 @@ Timestamps = Annotated[
 ]
 """Unix seconds or ISO 8601, one a sample, strictly increasing."""
 _SESSION: Final = "8f14e45fceea167a5a36dedd4bea2543"
-RequestId = Annotated[str, Field(max_length=256)]
 Interval = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -104,7 +111,7 @@ class SessionCreate(Strict):
     channels: Annotated[int, Field(ge=1)] = 1
     horizon: int = 24
     quantiles: list[float] = [0.1, 0.5, 0.9]
-    prompt: Rows | None = None
+    prompt: Prompt | None = None
     timestamps: Timestamps | None = None
     sample_interval: Interval | None = None
 
@@ -188,9 +195,12 @@ class Model(BaseModel):
     """A model the server answers for."""
 
     id: str
+    kind: Literal["forecaster", "language"]
     fingerprint: str
     max_channels: int
     max_horizon: int
+    vocab_size: int | None = None
+    max_tokens: int | None = None
 
 
 class Models(BaseModel):
@@ -214,54 +224,3 @@ class ErrorBody(BaseModel):
     """The body of every answer that is not a success."""
 
     error: ErrorDetail
-
-
-class StreamCreate(SessionCreate):
-    """``session.create`` over the WebSocket."""
-
-    type: Literal["session.create"]
-    encoding: Literal["json", "binary"] = "json"
-    request_id: RequestId | None = None
-
-
-class StreamAttach(Strict):
-    """``session.attach``: continue a session on this connection."""
-
-    type: Literal["session.attach"]
-    session: str
-    encoding: Literal["json", "binary"] = "json"
-    request_id: RequestId | None = None
-
-
-class StreamForecast(ForecastOptions):
-    """``forecast.create``: a forecast without a new frame."""
-
-    type: Literal["forecast.create"]
-    session: str
-    request_id: RequestId | None = None
-
-
-class StreamReset(Strict):
-    """``session.reset``: forget the signal, keep the session."""
-
-    type: Literal["session.reset"]
-    session: str
-    request_id: RequestId | None = None
-
-
-class StreamClose(Strict):
-    """``session.close``: delete the session."""
-
-    type: Literal["session.close"]
-    session: str
-    request_id: RequestId | None = None
-
-
-class Keepalive(Strict):
-    """``keepalive``: answered with an ack, nothing else happens."""
-
-    type: Literal["keepalive"]
-    request_id: RequestId | None = None
-
-
-Control = StreamCreate | StreamAttach | StreamForecast | StreamReset | StreamClose | Keepalive

@@ -47,6 +47,10 @@ class Settings(BaseSettings):
     max_horizon: Positive = 1_024
     max_quantiles: Positive = 99
     max_series: Positive = 1_024
+    max_tokens: Positive = 4_096
+    """Tokens that one ``generate.create`` may ask for."""
+    window: Positive | None = None
+    """Tokens that a language model's attention sees, where its own are more."""
     max_reply_values: Positive = 262_144
     """Channels (or series) x quantiles x horizon of one answer."""
     max_message_bytes: Positive = 1 << 20

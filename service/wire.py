@@ -1,7 +1,7 @@
 """The WebSocket protocol without I/O: bytes in, a message or an error out; results in, bytes out.
 
 ``frames.append`` is checked by hand because it is the fast path; the rare control messages go
-through the schemas.
+through the messages.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import orjson
 from pydantic import ValidationError
 
 from kssm.errors import InvalidInputError, KSSMError
-from kssm.runtime import ForecastResult
-from service import samples, schemas
+from kssm.runtime import ForecastResult, GenerationResult
+from service import messages, samples
 from service.errors import describe, invalid
 from service.samples import Float32, Float64
 
@@ -30,14 +30,17 @@ KIND_FORECAST: Final = 2
 MAX_SEQ: Final = 2**63 - 1
 
 _APPEND_FIELDS: Final = frozenset({"type", "session", "seq", "values", "timestamps", "request_id"})
-_CONTROLS: Final[Mapping[str, type[schemas.Control]]] = MappingProxyType(
+_CONTROLS: Final[Mapping[str, type[messages.Control]]] = MappingProxyType(
     {
-        "session.create": schemas.StreamCreate,
-        "session.attach": schemas.StreamAttach,
-        "forecast.create": schemas.StreamForecast,
-        "session.reset": schemas.StreamReset,
-        "session.close": schemas.StreamClose,
-        "keepalive": schemas.Keepalive,
+        "session.create": messages.StreamCreate,
+        "session.attach": messages.StreamAttach,
+        "forecast.create": messages.StreamForecast,
+        "session.reset": messages.StreamReset,
+        "session.close": messages.StreamClose,
+        "keepalive": messages.Keepalive,
+        "tokens.append": messages.StreamTokens,
+        "generate.create": messages.StreamGenerate,
+        "generate.cancel": messages.StreamCancel,
     }
 )
 
@@ -72,7 +75,7 @@ class Rejected:
     request_id: str | None = None
 
 
-Message = Append | schemas.Control | Rejected
+Message = Append | messages.Control | Rejected
 
 
 def loads(data: bytes | str) -> Any:
@@ -163,6 +166,27 @@ def encode_forecast_binary(handle: int, seq: int, result: ForecastResult) -> byt
     return header + _little(result.quantiles) + _little(anomaly)
 
 
+def encode_token(
+    session: str, number: int, token: int, text: str | None, request_id: str | None
+) -> str:
+    """One generated token; ``text`` is what it adds, where there is a tokenizer."""
+    body: dict[str, object] = {"type": "token", "session": session, "index": number, "token": token}
+    return encode(body if text is None else {**body, "text": text}, request_id)
+
+
+def encode_generation(
+    session: str, result: GenerationResult, text: str | None, request_id: str | None
+) -> str:
+    """The reply to ``generate.create``, after the last of its tokens."""
+    body: dict[str, object] = {
+        "type": "generation",
+        "session": session,
+        "tokens": list(result.tokens),
+        "reason": result.reason,
+    }
+    return encode(body if text is None else {**body, "text": text}, request_id)
+
+
 def encode_ack(
     of: str, request_id: str | None, session: str | None = None, seq: int | None = None
 ) -> str:
@@ -206,7 +230,7 @@ def _parse_append(body: dict[str, Any]) -> Append:
     return Append(frame, session=session, request_id=request_id)
 
 
-def _control(body: dict[str, Any]) -> schemas.Control:
+def _control(body: dict[str, Any]) -> messages.Control:
     kind = body.get("type")
     model = _CONTROLS.get(kind) if type(kind) is str else None
     if model is None:

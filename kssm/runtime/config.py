@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Final
 
 from kssm.errors import InvalidInputError
 from kssm.forecast.gaps import MAX_GAP
+from kssm.runtime.contract import StateSpec
+
+_FIRST_BYTES: Final = 1 << 28
+"""What an arena takes at its start, at most; it grows as sessions come."""
 
 
 @dataclass(frozen=True)
@@ -31,3 +37,10 @@ class EngineConfig:
         for name, value in vars(self).items():
             if value < 1:
                 raise InvalidInputError(f"{name} must be at least 1")
+
+
+def config_for(spec: StateSpec, max_rows: int) -> EngineConfig:
+    """A configuration whose arena starts small where a row's state is large."""
+    row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in spec.values())
+    rows = max(1, min(EngineConfig.initial_rows, _FIRST_BYTES // row))
+    return EngineConfig(max_rows=max_rows, initial_rows=rows)

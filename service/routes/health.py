@@ -39,10 +39,15 @@ async def metrics(service: ServiceDep) -> Response:
 @router.get("/v1/models", response_model=schemas.Models, tags=["forecast"])
 async def models(service: ServiceDep, _: TenantDep) -> Response:
     """The models that ``model`` may name."""
-    model = {
+    vocabulary = service.engine.vocab_size
+    model: dict[str, object] = {
         "id": service.manager.model,
+        "kind": "forecaster" if vocabulary is None else "language",
         "fingerprint": service.engine.fingerprint,
         "max_channels": service.settings.max_channels,
         "max_horizon": service.settings.max_horizon,
     }
+    if vocabulary is not None:
+        limits = {"vocab_size": vocabulary, "max_tokens": service.settings.max_tokens}
+        model |= {"max_channels": 1, "max_horizon": 0, **limits}
     return json_response({"models": [model]})

@@ -19,7 +19,7 @@ CONFIG = EngineConfig(
     max_rows=64, initial_rows=2, prefill_tokens=64, chunk_tokens=16, prefill_min=8, max_pending=500
 )
 PROMPT = [3, 9, 27, 1, 2, 30, 31, 32, 33, 5, 6]
-RULES = Sampling(temperature=1.2, top_p=0.9)
+RULES = Sampling(temperature=3.0, top_p=0.9)
 
 
 def ids(tokens: list[int]) -> np.ndarray:

@@ -37,6 +37,7 @@ class FakeEngine:
     def __init__(self, max_rows: int = 1000) -> None:
         self.forecaster = FakeForecaster()
         self.fingerprint = "f" * 64
+        self.vocab_size = None
         self.alive = True
         self.totals: dict[int, np.ndarray] = {}
         self.max_rows = max_rows

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kssm.errors import InvalidInputError
 from kssm.runtime import ForecastResult
-from service import schemas, wire
+from service import messages, wire
 
 APPEND = {"type": "frames.append", "session": "s", "seq": 3, "values": [[1.0, None]]}
 
@@ -105,13 +105,13 @@ def test_a_message_is_an_object(data):
 
 def test_control_messages_are_parsed():
     message = wire.parse_text('{"type": "session.create", "channels": 2, "encoding": "binary"}')
-    assert isinstance(message, schemas.StreamCreate)
+    assert isinstance(message, messages.StreamCreate)
     assert (message.channels, message.horizon, message.encoding) == (2, 24, "binary")
     for kind in ("session.attach", "forecast.create", "session.reset", "session.close"):
         parsed = wire.parse_text(json.dumps({"type": kind, "session": "s"}))
         assert not isinstance(parsed, wire.Rejected | wire.Append)
         assert parsed.type == kind
-    assert isinstance(wire.parse_text('{"type": "keepalive"}'), schemas.Keepalive)
+    assert isinstance(wire.parse_text('{"type": "keepalive"}'), messages.Keepalive)
 
 
 @pytest.mark.parametrize(
