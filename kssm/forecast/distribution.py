@@ -53,7 +53,7 @@ def _quantile(quantiles: Tensor, level: float) -> Tensor:
 def cumulative(quantiles: Tensor, x: Tensor) -> Tensor:
     """Probability [...] below x [...] under quantiles [..., 9] (the PIT value of x)."""
     beyond, z = _outside(quantiles, x)
-    return torch.where(beyond, torch.special.ndtr(z), _inside(quantiles, x))
+    return torch.where(beyond, 0.5 * normal_tail(-z), _inside(quantiles, x))
 
 
 def tail_probability(quantiles: Tensor, x: Tensor) -> Tensor:
@@ -64,7 +64,15 @@ def tail_probability(quantiles: Tensor, x: Tensor) -> Tensor:
     beyond, z = _outside(quantiles, x)
     below = _inside(quantiles, x)
     between = 2.0 * torch.minimum(below, 1.0 - below)
-    return torch.where(beyond, 2.0 * torch.special.ndtr(-z.abs()), between)
+    return torch.where(beyond, normal_tail(z.abs()), between)
+
+
+def normal_tail(z: Tensor) -> Tensor:
+    """Twice the probability of a standard normal above z (two-sided for z >= 0), down to 1e-300.
+
+    ``torch.special.ndtr`` is 0 beyond 8.3 standard deviations.
+    """
+    return torch.special.erfc(z * math.sqrt(0.5))
 
 
 def _outside(quantiles: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from kssm.errors import InvalidInputError
-from kssm.forecast.anomaly import score_from_tail
+from kssm.forecast.anomaly import Alarm, AnomalyMonitor, level_tail, score_from_tail
 from kssm.forecast.forecaster import SignalForecaster
 from kssm.forecast.gaps import bridge
 
@@ -23,7 +23,10 @@ class Stream:
         self._model = model
         self._slots = torch.arange(1, channels + 1, device=model.device)
         self._arena = model.initial_state(channels + 1)
+        self._monitor = AnomalyMonitor(channels)
         self.channels = channels
+        self.alarm = Alarm(np.full(channels, np.nan), np.full(channels, np.nan))
+        """Calibrated probability and sustained surprise of the last samples, each [channels]."""
 
     def push(self, values: ArrayLike, dt: float = 1.0) -> NDArray[np.float64]:
         """Take one sample a channel (NaN = missing); returns its anomaly scores [channels].
@@ -52,7 +55,10 @@ class Stream:
         device = self._model.device
         steps = torch.full((self.channels,), step, dtype=torch.float64, device=device)
         x = torch.from_numpy(token).to(device)
-        return self._model.step_(x, self._arena, self._slots, steps).tail.cpu().numpy()
+        level = level_tail(x, self._arena["scaler"][self._slots])
+        tail = self._model.step_(x, self._arena, self._slots, steps).tail.cpu().numpy()
+        self.alarm = self._monitor.update(tail, level.cpu().numpy())
+        return tail
 
     def forecast(
         self, horizon: int = 24, levels: Sequence[float] = (0.1, 0.5, 0.9)
