@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command("kssm.cli.pretrain:pretrain", "Train a forecaster."),
     "finetune": Command("kssm.cli.finetune:finetune", "Adapt a forecaster to your own series."),
     "inspect": Command("kssm.cli.inspect:inspect", "Describe a checkpoint."),
+    "export": Command("kssm.cli.export:export", "Write a checkpoint's step as ONNX."),
     "bench": Command("kssm.cli.bench:app", "Measure the service on this machine."),
 }
 

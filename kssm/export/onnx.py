@@ -17,20 +17,23 @@ from torch import Tensor
 from kssm.errors import InvalidInputError
 from kssm.export.decompositions import decompositions
 from kssm.export.packing import Layout
-from kssm.export.steps import ForecasterStep, ModelStep
+from kssm.export.steps import ForecasterStep, LanguageStep, ModelStep
 from kssm.forecast import SignalForecaster
+from kssm.language import LanguageModel
 from kssm.models import SequenceModel
+
+Exportable = SignalForecaster | LanguageModel | SequenceModel
+Step = ForecasterStep | LanguageStep | ModelStep
 
 _ROWS = 3
 """Rows of the example that is traced; any number may run."""
 
 
-def export_onnx(model: SignalForecaster | SequenceModel, path: str | Path) -> None:
+def export_onnx(model: Exportable, path: str | Path) -> None:
     """Write one step of ``model`` to ``path``.
 
-    Inputs are the samples or tokens (see ``ForecasterStep`` and ``ModelStep``), ``dt`` and one
-    packed state tensor for each dtype, outputs the results and the new states. The first axis of
-    all is the rows, of any number. The file's metadata says where each entry of the state lies
+    Inputs are those of the model's class in ``steps`` and one packed state tensor for each dtype,
+    outputs the results and the new states. The first axis of all is the rows, of any number. The file's metadata says where each entry of the state lies
     (``kssm.layout``, JSON).
 
     Raises:
@@ -45,10 +48,11 @@ def export_onnx(model: SignalForecaster | SequenceModel, path: str | Path) -> No
     step = step_of(model)
     example = _example(step)
     rows = {0: torch.export.Dim("rows")}
-    shapes = (rows, rows, tuple(rows for _ in step.layout.tensors))
+    shapes = (*(rows for _ in step.inputs), tuple(rows for _ in step.layout.tensors))
     with _quiet(), torch.no_grad():
         program = torch.export.export(step, example, dynamic_shapes=shapes)
-        program = program.run_decompositions(decompositions())
+        if isinstance(step, ForecasterStep):  # it has fp64 parts
+            program = program.run_decompositions(decompositions())
         names = [packed.name for packed in step.layout.tensors]
         exported: Any = torch.onnx.export(
             program,
@@ -61,29 +65,33 @@ def export_onnx(model: SignalForecaster | SequenceModel, path: str | Path) -> No
     exported.save(str(path))
 
 
-def step_of(model: SignalForecaster | SequenceModel) -> ForecasterStep | ModelStep:
+def step_of(model: Exportable) -> Step:
     """The function that is exported, in evaluation mode on the CPU."""
     model = model.cpu().eval().requires_grad_(False)
-    return ForecasterStep(model) if isinstance(model, SignalForecaster) else ModelStep(model)
+    if isinstance(model, SignalForecaster):
+        return ForecasterStep(model)
+    return LanguageStep(model) if isinstance(model, LanguageModel) else ModelStep(model)
 
 
-def _example(step: ForecasterStep | ModelStep) -> tuple[Tensor, ...]:
+def _example(step: Step) -> tuple[Tensor, ...]:
     state = (torch.zeros(_ROWS, p.size, dtype=p.dtype) for p in step.layout.tensors)
     if isinstance(step, ForecasterStep):
         values = torch.linspace(-1.0, 1.0, _ROWS, dtype=torch.float64)
         return values, torch.ones_like(values), *state
+    if isinstance(step, LanguageStep):
+        return torch.arange(_ROWS), *state
     x = torch.linspace(-1.0, 1.0, _ROWS * step.model.d_model).view(_ROWS, -1)
     dtype = next(step.model.parameters()).dtype
     return x.to(dtype), torch.ones(_ROWS, dtype=dtype), *state
 
 
-def _metadata(model: SignalForecaster | SequenceModel, layout: Layout) -> dict[str, str]:
+def _metadata(model: Exportable, layout: Layout) -> dict[str, str]:
     places = {
         packed.name: [[name, list(shape)] for name, shape in packed.entries]
         for packed in layout.tensors
     }
     found = {"kssm.layout": json.dumps(places)}
-    if isinstance(model, SignalForecaster):
+    if not isinstance(model, SequenceModel):
         found["kssm.fingerprint"] = model.fingerprint
     return found
 

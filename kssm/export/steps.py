@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kssm.export.packing import Layout
 from kssm.forecast import SignalForecaster
 from kssm.forecast.distribution import LEVELS
+from kssm.language import LanguageModel
 from kssm.models import SequenceModel
 
 
@@ -40,6 +41,25 @@ class ModelStep(nn.Module):
         new = zip(self.layout.pack(arena), state, strict=True)
         kept = (torch.where(moving, after, before) for after, before in new)
         return torch.where(moving, y, 0.0), *kept
+
+
+class LanguageStep(nn.Module):
+    """One token for each of N rows of a language model."""
+
+    inputs = ("tokens",)
+    outputs = ("logits",)
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+        self.layout = Layout.of(model.state_spec())
+
+    def forward(self, tokens: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """tokens [N] int64 and packed states -> logits [N, vocabulary] and the states after."""
+        arena = self.layout.unpack(state)
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
+        logits = self.model.step_(tokens, arena, rows)
+        return logits, *self.layout.pack(arena)
 
 
 class ForecasterStep(nn.Module):

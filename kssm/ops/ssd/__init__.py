@@ -51,6 +51,8 @@ def ssd_scan(
 def _kernel(precision: str, *given: Tensor) -> tuple[Tensor, Tensor]:
     """Triton is imported only when it is asked for."""
     module = importlib.import_module("kssm.ops.ssd.kernel_launch")
+    if not module.fits(given[0], given[3]):
+        return ssd_scan_torch(*given)
     return module.ssd_scan_triton(*given, precision)
 
 

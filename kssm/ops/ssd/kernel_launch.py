@@ -14,6 +14,12 @@ from kssm.ops.linear_scan import linear_scan
 from kssm.ops.ssd.kernel import backward_kernel, forward_kernel, push_kernel
 
 _CHUNK = 64
+_MAX_SIZE, _MAX_STATES = 64, 128
+
+
+def fits(x: Tensor, b: Tensor) -> bool:
+    """Whether heads and states are small enough for a multiprocessor's shared memory."""
+    return x.shape[-1] <= _MAX_SIZE and b.shape[-1] <= _MAX_STATES
 
 
 def ssd_scan_triton(
@@ -30,7 +36,8 @@ def ssd_scan_triton(
     ``precision`` of the products: "tf32x3" is as good as fp32, "tf32" rounds to 10 bits.
     """
     tokens = x.shape[1]
-    size = min(_CHUNK, max(16, triton.next_power_of_2(tokens)))
+    longest = _CHUNK if b.shape[-1] <= _CHUNK else _CHUNK // 2
+    size = min(longest, max(16, triton.next_power_of_2(tokens)))
     x, step, b, c = (_padded(t, -tokens % size) for t in (x, step, b, c))
     y, final = _Ssd.apply(x, step, step.double() * a.double(), b, c, state, size, precision)
     return y[:, :tokens], final
