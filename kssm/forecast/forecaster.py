@@ -23,6 +23,7 @@ from kssm.forecast.distribution import (
     interpolate,
     tail_probability,
 )
+from kssm.forecast.fused import FusedModel
 from kssm.forecast.head import QuantileHead
 from kssm.forecast.native import NativeModel
 from kssm.models import KSSMConfig, State, StateSpec, build
@@ -81,10 +82,16 @@ class SignalForecaster(nn.Module):
         self.backbone = build(name_of(config.backbone), config.backbone)
         self.head = QuantileHead(config.backbone.d_model, config.head_hidden, config.head_horizon)
         self.native = NativeModel()
+        self.fused = FusedModel()
 
     @property
     def device(self) -> torch.device:
         return self.embed.weight.device
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step never waits for the device and so can be part of a CUDA graph."""
+        return type(self).step_ is SignalForecaster.step_ and self.fused.usable(self)
 
     @property
     def fingerprint(self) -> str:
@@ -96,6 +103,7 @@ class SignalForecaster(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``; the compiled step looks at the weights afresh afterwards."""
         self.native.forget()
+        self.fused.forget()
         return super().train(mode)
 
     def state_spec(self) -> StateSpec:
@@ -200,9 +208,12 @@ class SignalForecaster(nn.Module):
             slots: [N] int64 arena rows, all different; -1 = padding.
             dt: [N] time since the previous sample in nominal intervals (> 0), None = 1.
 
-        On the CPU compiled code does this where it can (``kssm.forecast.native``).
+        On the CPU compiled code does this where it can (``kssm.forecast.native``), on a GPU fused
+        kernels (``kssm.forecast.fused``).
         """
         done = self.native.step_(self, values, arena, slots, dt)
+        if done is None:
+            done = self.fused.step_(self, values, arena, slots, dt)
         return self.step_torch_(values, arena, slots, dt) if done is None else StepOutput(*done)
 
     @torch.inference_mode()
@@ -242,6 +253,9 @@ class SignalForecaster(nn.Module):
         if horizon < 1:
             raise InvalidInputError("horizon must be at least 1", code="invalid_horizon")
         wanted = check_levels(levels)
+        read = self.fused.forecast(state, horizon, wanted, MAX_NORMALISED)
+        if read is not None:
+            return read
         blocks = state["forecast"]
         if horizon > self.config.head_horizon:
             reads = -(-horizon // self.config.head_horizon) - 1

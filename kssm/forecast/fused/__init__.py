@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["FusedModel"]
 
 
+_MOST_LEVELS = 256
+"""Sets of levels whose weights are kept on the device."""
+
+
 class FusedModel:
     """Runs the fused kernels for one forecaster and owns their copy of its weights.
 
@@ -36,6 +40,7 @@ class FusedModel:
     def __init__(self) -> None:
         self._weights: Weights | None = None
         self._seen: list[int] | None = None
+        self._levels: dict[tuple[float, ...], Tensor] = {}
         self._tables: WeakKeyDictionary[Tensor, tuple[list[int], Tensor]] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[type[FusedModel], tuple[()]]:
@@ -67,8 +72,27 @@ class FusedModel:
         table = None if weights is None else self._table(model, arena)
         if weights is None or table is None:
             return None
-        launch = importlib.import_module("kssm.forecast.fused.launch")
+        launch = importlib.import_module("kssm.forecast.fused.kernel_launch")
         return launch.step(weights, values, slots, dt, table)
+
+    def forecast(
+        self, state: State, horizon: int, levels: tuple[float, ...], largest: float
+    ) -> Tensor | None:
+        """``SignalForecaster.forecast`` up to the head's horizon [B, horizon, len(levels)].
+
+        Normalised quantiles are cut at ``largest``. None where torch must do the work.
+        """
+        forecast, stats = state["forecast"], state["scaler"]
+        known = forecast.is_contiguous() and stats.is_contiguous() and len(stats) > 0
+        if horizon > forecast.shape[1] or not (forecast.is_cuda and known and _triton_installed()):
+            return None
+        reading = importlib.import_module("kssm.forecast.fused.kernel_read")
+        weights = self._levels.get(levels)
+        if weights is None or weights.device != forecast.device:
+            if len(self._levels) >= _MOST_LEVELS:
+                self._levels.clear()
+            weights = self._levels[levels] = reading.level_weights(levels, forecast.device)
+        return reading.read(forecast, stats, weights, horizon, largest)
 
     def _current(self, model: SignalForecaster) -> Weights | None:
         if model.training or not model.embed.weight.is_cuda or not _triton_installed():

@@ -84,7 +84,7 @@ def product(x, weight, KIND: tl.constexpr):
 
     In fp32 each operand is split in three parts that tensor cores take: as accurate as fp32.
     """
-    if KIND == tl.float32:
+    if weight.dtype == tl.float32:
         result = tl.dot(x, tl.trans(weight), input_precision="tf32x3")
     else:
         result = tl.dot(x.to(KIND), tl.trans(weight))

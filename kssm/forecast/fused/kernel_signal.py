@@ -36,14 +36,14 @@ def _log1p(y):
 
 
 @triton.jit
-def _scale(mean, variance):
+def scale_of(mean, variance):
     return tl.maximum(tl.sqrt(variance), 1e-8 * tl.abs(mean) + 1e-30)
 
 
 @triton.jit
 def normalise(x, mean, variance):
     """asinh of x in scales from the mean."""
-    z = (x - mean) / _scale(mean, variance)
+    z = (x - mean) / scale_of(mean, variance)
     size = _log1p(_asinh_argument(z))
     return tl.where(z < 0, -size, size)
 
@@ -55,11 +55,11 @@ def _round(x):
 
 
 @triton.jit
-def _normal_cdf(x):
+def _erfc(x):
     if INTERPRETED:
-        result = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+        result = 1.0 - tl.erf(x)
     else:
-        result = 0.5 * libdevice.erfc(x * -0.7071067811865476)
+        result = libdevice.erfc(x)
     return result
 
 
@@ -71,7 +71,8 @@ def _tail(quantiles, z, mask):
     high = tl.load(quantiles + 8, mask=mask, other=0.0).to(tl.float64)
     distance = z - median
     side = tl.where(distance < 0, median - low, high - median)
-    outside = _normal_cdf(distance / (tl.maximum(side, 1e-6) / 1.2815515655446004))
+    deviation = tl.maximum(side, 1e-6) * (1.4142135623730951 / 1.2815515655446004)
+    outside = _erfc(tl.abs(distance) / deviation)
     place = quantiles[:, None] + tl.arange(0, 8)[None, :]
     left = tl.load(place, mask=mask[:, None], other=0.0).to(tl.float64)
     gap = tl.load(place + 1, mask=mask[:, None], other=0.0).to(tl.float64) - left
@@ -79,8 +80,8 @@ def _tail(quantiles, z, mask):
     whole = tl.where(part >= 0, 1.0, 0.0)
     steps = tl.where(gap > 0, tl.minimum(tl.maximum(part, 0.0), 1.0), whole)
     between = 0.1 + 0.1 * tl.sum(steps, axis=1)
-    below = tl.where((z < low) | (z > high), outside, between)
-    return 2.0 * tl.minimum(below, 1.0 - below)
+    inside = 2.0 * tl.minimum(between, 1.0 - between)
+    return tl.where((z < low) | (z > high), outside, inside)
 
 
 @triton.jit
@@ -94,7 +95,7 @@ def _features(x, dt, seen, before, after, MEMORY: tl.constexpr):
     """(the nine features in the columns of [M, 16], the sample in units from before it [M])."""
     column = tl.arange(0, 16)[None, :]
     mean = after[1]
-    scale = _scale(mean, after[2])
+    scale = scale_of(mean, after[2])
     steps = tl.maximum(tl.sqrt(after[3]), 0.01 * scale)
     moved = seen & (before[0] > 0)
     number = _pick(tl.zeros([x.shape[0], 16], tl.float64), tl.where(seen, x - mean, 0.0), column, 0)
@@ -108,7 +109,7 @@ def _features(x, dt, seen, before, after, MEMORY: tl.constexpr):
     number = _pick(number, tl.where(seen, x - before[1], 0.0), column, 9)
     unit = tl.where((column == 2) | (column == 3), steps[:, None], scale[:, None])
     unit = tl.where((column == 6) | (column == 7) | (column == 8), 1.0, unit)
-    unit = _pick(unit, _scale(before[1], before[2]), column, 9)
+    unit = _pick(unit, scale_of(before[1], before[2]), column, 9)
     ratio = number / unit
     is_log = (column == 4) | (column == 6) | (column == 8)
     y = tl.where(column == 7, ratio, _asinh_argument(ratio))

@@ -26,7 +26,7 @@ from kssm.forecast.fused.kernel_common import (
     vector,
     wait_for_inputs,
 )
-from kssm.forecast.fused.prefetch import prefetch_rows
+from kssm.forecast.fused.kernel_prefetch import prefetch_rows
 
 
 @triton.jit
@@ -136,7 +136,7 @@ def layers_kernel(
         window = tl.load(table_ptr + 2 + 2 * layer).to(tl.pointer_type(tl.float32))
         state = tl.load(table_ptr + 3 + 2 * layer).to(tl.pointer_type(tl.float32))
         if PREFETCH:
-            prefetch_rows(state + slot * (2 * DI), 2 * DI, live)
+            prefetch_rows(state + slot * (2 * DI), 2 * DI)
         _filter_phase(
             tl.load(scratch(x_ptr, tile, 0, BLOCK, DM, DM)), norm_ptr,
             w_in_ptr + layer * (2 * DI * DM), w_select_ptr + layer * (LOW * DI),
@@ -155,7 +155,7 @@ def layers_kernel(
         )  # fmt: skip
         if PREFETCH and layer + 1 < layers:
             following = tl.load(table_ptr + 4 + 2 * layer).to(tl.pointer_type(tl.float32))
-            prefetch_rows(following + slot * ((TAPS - 1) * DI), (TAPS - 1) * DI, live)
+            prefetch_rows(following + slot * ((TAPS - 1) * DI), (TAPS - 1) * DI)
         tl.debug_barrier()
         tile = opaque(tl.program_id(0))
         x_at = scratch(x_ptr, tile, 0, BLOCK, DM, DM)

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from kssm.forecast import scaler
 from kssm.forecast.distribution import LEVELS
-from kssm.models.kssm import KSSMBlock
+from kssm.models.kssm import KSSMBlock, KSSMConfig
+from kssm.models.layers import RMSNorm
 
 if TYPE_CHECKING:
     from kssm.forecast.forecaster import SignalForecaster
+
+_LINEAR_LAYERS = 8
+"""Of a block with a feed-forward layer; embedding and head have three more."""
 
 LEAST = 16
 """Smallest side of a tensor-core product."""
@@ -41,6 +46,8 @@ class Sizes:
     def of(cls, model: SignalForecaster) -> Sizes | None:
         """The model's sizes; None where the kernels have no form for them."""
         backbone = model.config.backbone
+        if not isinstance(backbone, KSSMConfig):
+            return None
         groups = backbone.d_inner // backbone.group_size
         rank = _power_of_two(backbone.rank)
         sizes = cls(
@@ -114,13 +121,13 @@ class Weights:
             embed=_vector(F.pad(model.embed.weight.t(), (0, 0, 0, LEAST - scaler.FEATURES))),
             embed_bias=_vector(model.embed.bias),
             norms=torch.stack([_norms(block) for block in blocks]),
-            final_norm=_vector(cast("nn.Module", model.backbone.norm).weight),
+            final_norm=_vector(cast("RMSNorm", model.backbone.norm).weight),
             channels=torch.stack([_channels(block) for block in blocks]),
             w_in=stack(block.in_proj.weight for block in blocks),
             w_select=stack(_selection(block, sizes) for block in blocks),
             w_up=stack(_ups(block, sizes.rank) for block in blocks),
             w_out=stack(block.out_proj.weight for block in blocks),
-            w_mlp_in=stack(cast("nn.Linear", mlp.up).weight for mlp in mlps),
+            w_mlp_in=stack(mlp.up.weight for mlp in mlps),
             w_mlp_out=stack(mlp.down.weight for mlp in mlps),
             w_hidden=head.hidden.weight.to(kind).contiguous(),
             w_head=by_output.to(kind).contiguous(),
@@ -146,12 +153,20 @@ def kind_for(model: SignalForecaster) -> torch.dtype:
 
 
 def can_pack(model: SignalForecaster) -> bool:
-    """Whether the weights are plain fp32 or 16-bit tensors on one GPU, as the kernels read them."""
-    plain = all(isinstance(block, KSSMBlock) for block in model.backbone.blocks)
+    """Whether the weights are as the kernels read them: plain layers, fp32 or 16-bit, one GPU."""
+    if not all(type(block) is KSSMBlock for block in model.backbone.blocks):
+        return False
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    plain = all(type(layer) is nn.Linear and layer.weight.is_cuda for layer in layers)
     parameters = list(model.parameters())
     kinds = (torch.float32, torch.float16, torch.bfloat16)
-    expected = scaler.FEATURES == model.embed.in_features
-    return plain and expected and all(parameter.dtype in kinds for parameter in parameters)
+    return (
+        plain
+        and len(layers) == _LINEAR_LAYERS * len(model.backbone.blocks) + 3
+        and model.embed.in_features == scaler.FEATURES
+        and all(parameter.dtype in kinds for parameter in parameters)
+        and not any(parametrize.is_parametrized(layer) for layer in layers)
+    )
 
 
 def _norms(block: KSSMBlock) -> Tensor:

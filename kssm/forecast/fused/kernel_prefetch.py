@@ -7,7 +7,7 @@ from kssm.forecast.fused.kernel_common import INTERPRETED
 
 
 @triton.jit
-def prefetch_rows(pointer, SIZE: tl.constexpr, live):
+def prefetch_rows(pointer, SIZE: tl.constexpr):
     """Ask the L2 cache for the SIZE fp32 numbers at each of the row pointers [M]."""
     if not INTERPRETED:
         lines: tl.constexpr = triton.next_power_of_2((SIZE + 31) // 32)
