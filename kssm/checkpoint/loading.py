@@ -78,7 +78,7 @@ def _layout_problems(file: TensorFolder, names: Naming, target: Mapping[str, Ten
     for weight in names.weights:
         for name, shape in _shapes(weight, target[weight.ours]):
             if name in file:
-                problems += _form_problems(file, name, shape)
+                problems += _form_problems(file, name, shape, target[weight.ours].dtype)
     return problems
 
 
@@ -88,12 +88,16 @@ def _shapes(weight: Weight, ours: Tensor) -> list[tuple[str, tuple[int, ...]]]:
     return [(n, tuple(part.shape)) for n, part in zip(weight.theirs, parts, strict=True)]
 
 
-def _form_problems(file: TensorFolder, name: str, shape: tuple[int, ...]) -> list[str]:
+def _form_problems(
+    file: TensorFolder, name: str, shape: tuple[int, ...], ours: torch.dtype
+) -> list[str]:
     if file.shape(name) != shape:
         return [f"{name} has shape {list(file.shape(name))}, expected {list(shape)}"]
     dtype = file.dtype(name)
-    if dtype is None or not dtype.is_floating_point:
+    if ours.is_floating_point and (dtype is None or not dtype.is_floating_point):
         return [f"{name} has dtype {dtype}, expected floating point"]
+    if not ours.is_floating_point and dtype is not ours:
+        return [f"{name} has dtype {dtype}, expected {ours}"]
     return []
 
 

@@ -16,6 +16,7 @@ from kssm.forecast.batch import as_series, batches, consume
 from kssm.forecast.distribution import LEVELS, check_levels
 from kssm.forecast.forecaster import SignalForecaster
 from kssm.forecast.stream import Stream
+from kssm.quantization import WeightFormat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,10 +30,24 @@ class Forecaster:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path = pretrained.DEFAULT, device: str | torch.device = "cpu"
+        cls,
+        name_or_path: str | Path = pretrained.DEFAULT,
+        device: str | torch.device = "cpu",
+        *,
+        weights: WeightFormat | None = None,
     ) -> Forecaster:
-        """A shipped checkpoint by name, or any checkpoint folder; raises ``model_not_found``."""
-        return cls(pretrained.load(name_or_path, device))
+        """A shipped checkpoint by name, or any checkpoint folder.
+
+        Args:
+            name_or_path: one of ``pretrained.available()``, or a folder.
+            device: where to compute.
+            weights: ``float32``, ``float16``, ``bfloat16`` or ``int8`` (see ``kssm.quantization``),
+                None = as they are stored.
+
+        Raises:
+            KSSMError: ``model_not_found``, ``invalid_checkpoint``, ``invalid_weights``.
+        """
+        return cls(pretrained.load(name_or_path, device, weights=weights))
 
     def predict_quantiles(
         self,

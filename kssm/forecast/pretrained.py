@@ -14,6 +14,7 @@ from kssm.errors import CheckpointError, InvalidInputError, NotFoundError
 from kssm.forecast.forecaster import ForecasterConfig, SignalForecaster
 from kssm.forecast.resolutions import build_forecaster
 from kssm.models.registry import config_from_mapping, name_of
+from kssm.quantization import WeightFormat, format_of, parse_format, quantize
 
 DEFAULT = "kssm-signal-base"
 ARCHITECTURE = "kssm-signal-forecaster"
@@ -41,26 +42,36 @@ def load(
     name_or_path: str | Path = DEFAULT,
     device: str | torch.device = "cpu",
     *,
+    weights: WeightFormat | None = None,
     check_values: bool = True,
 ) -> SignalForecaster:
     """A forecaster in evaluation mode on ``device``, from a name or a folder.
 
-    ``check_values`` refuses weights that are not finite. Raises ``model_not_found`` and
-    ``CheckpointError``.
+    ``weights`` is the format its weights get (``kssm.quantization``), None = the file's own.
+    ``check_values`` refuses weights that are not finite. Raises ``model_not_found``,
+    ``CheckpointError`` and ``invalid_weights``.
     """
     folder = locate(name_or_path)
-    forecaster = build_forecaster(_parse(read_config(folder), folder))
+    config = read_config(folder)
+    stored = parse_format(config.pop("weights", "float32"))
+    forecaster = build_forecaster(_parse(config, folder))
+    quantize(forecaster, stored)
     load_weights(forecaster, folder, check_values=check_values)
+    quantize(forecaster, weights or stored)
     forecaster = forecaster.eval().requires_grad_(False).to(device)
     forecaster.native.hold()
     return forecaster
 
 
 def save(forecaster: SignalForecaster, folder: str | Path, *, half: bool = True) -> None:
-    """Write a forecaster as a checkpoint folder (matrices in fp16 when ``half``)."""
-    model = name_of(forecaster.config.backbone)
+    """Write a forecaster as a checkpoint folder (matrices in fp16 when ``half``).
+
+    Quantized weights are written in their own format.
+    """
+    model, weights = name_of(forecaster.config.backbone), format_of(forecaster)
     # Files of the first format carry no model's name: they are KSSM.
     named = {} if model == "kssm" else {"model": model}
+    named |= {} if weights == "float32" else {"weights": weights}
     config = {"architecture": ARCHITECTURE, "format": 1, **named, **asdict(forecaster.config)}
     save_model(folder, config, forecaster, dtype=torch.float16 if half else None)
 

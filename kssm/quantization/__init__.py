@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | ``float32`` | fp32 | fp32 |
 | ``float16``, ``bfloat16`` | its nearest 16-bit number | fp32, weights widened |
-| ``int8`` | unit of its output x a byte from -127 to 127 | bytes, see ``Int8Linear`` |
+| ``int8`` | unit of its output x a byte | whole numbers, exact: see ``Int8Linear`` |
 
 States, recurrences, norms and biases do not change: their numbers act once a token for ever, and
 weigh next to nothing. The compiled CPU code (``kssm.forecast.native``) does the same arithmetic,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final, Literal, cast, get_args
+from typing import Final, Literal, get_args
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ def parse_format(name: str) -> WeightFormat:
     if name not in FORMATS:
         known = ", ".join(FORMATS)
         raise InvalidInputError(f"no weight format {name!r}, only {known}", code="invalid_weights")
-    return cast("WeightFormat", name)
+    return name
 
 
 def quantize(model: nn.Module, weights: WeightFormat, keep: Collection[str] = ()) -> None:
@@ -45,7 +45,7 @@ def quantize(model: nn.Module, weights: WeightFormat, keep: Collection[str] = ()
         message = f"the weights are {format_of(model)} and cannot become {weights}"
         raise InvalidInputError(message, code="invalid_weights")
     for path, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and module.bias is None and path not in keep:
+        if isinstance(module, nn.Linear) and not _has_bias(module) and path not in keep:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, _quantized(module, weights))
 
@@ -56,6 +56,10 @@ def format_of(model: nn.Module) -> WeightFormat:
     if layer is None:
         return "float32"
     return parse_format(str(layer.weight.dtype).removeprefix("torch."))
+
+
+def _has_bias(layer: nn.Linear) -> bool:
+    return "bias" in dict(layer.named_parameters())
 
 
 def _quantized(layer: nn.Linear, weights: WeightFormat) -> QuantizedLinear:

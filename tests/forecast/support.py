@@ -17,6 +17,7 @@ needs_native = pytest.mark.skipif(
 )
 
 RELATIVE = 1e-5
+ROWS, TOKENS = 6, 130  # several tiles a row, and tiles that hold the ends of rows
 
 CONFIGS = {
     "default": (ForecasterConfig(), 5, 40),
@@ -88,3 +89,30 @@ def assert_close(actual: State, expected: State, rows: Tensor) -> None:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.numpy().tobytes() == b.numpy().tobytes()
+
+
+def signals(rows: int = ROWS, tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
+    values, dt = hostile(rows, tokens)
+    return values.t().contiguous(), dt.t().contiguous()
+
+
+def stepped(
+    model: SignalForecaster, values: Tensor, lengths: Tensor, dt: Tensor | None
+) -> tuple[State, Tensor]:
+    """State and tails after the same samples, one step at a time."""
+    rows, tokens = values.shape
+    arena, slots = model.initial_state(rows + 1), torch.arange(1, rows + 1)
+    tails = torch.full_like(values, torch.nan)
+    for t in range(tokens):
+        now = slots.masked_fill(lengths <= t, -1)
+        step = None if dt is None else dt[:, t].contiguous()
+        done = model.native.step_(model, values[:, t].contiguous(), arena, now, step)
+        assert done is not None
+        tails[:, t] = done[0]
+    return {name: entry[1:] for name, entry in arena.items()}, tails
+
+
+def assert_same(actual: State, expected: State) -> None:
+    assert actual.keys() == expected.keys()
+    for name, entry in expected.items():
+        assert same_bits(actual[name], entry.contiguous()), name

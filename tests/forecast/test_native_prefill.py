@@ -14,21 +14,23 @@ from kssm.forecast import ForecasterConfig, SignalForecaster
 from kssm.forecast.native import NativeModel, library
 from kssm.forecast.native.calls import PrefillCall
 from kssm.forecast.testing import tiny_forecaster
-from kssm.models import State
 from tests.forecast.support import (
     CONFIGS,
+    ROWS,
+    TOKENS,
     assert_close,
-    hostile,
+    assert_same,
     needs_native,
     same_bits,
     shaken,
+    signals,
+    stepped,
     with_library,
 )
 
 pytestmark = needs_native
 
 SETTINGS = settings(max_examples=25, deadline=None)
-ROWS, TOKENS = 6, 130  # several tiles a row, and tiles that hold the ends of rows
 
 
 @pytest.fixture
@@ -39,33 +41,6 @@ def model(compiled: library.Library) -> SignalForecaster:
 @pytest.fixture(scope="module")
 def tiny() -> SignalForecaster:
     return tiny_forecaster()
-
-
-def signals(rows: int = ROWS, tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
-    values, dt = hostile(rows, tokens)
-    return values.t().contiguous(), dt.t().contiguous()
-
-
-def stepped(
-    model: SignalForecaster, values: Tensor, lengths: Tensor, dt: Tensor | None
-) -> tuple[State, Tensor]:
-    """State and tails after the same samples, one step at a time."""
-    rows, tokens = values.shape
-    arena, slots = model.initial_state(rows + 1), torch.arange(1, rows + 1)
-    tails = torch.full_like(values, torch.nan)
-    for t in range(tokens):
-        now = slots.masked_fill(lengths <= t, -1)
-        step = None if dt is None else dt[:, t].contiguous()
-        done = model.native.step_(model, values[:, t].contiguous(), arena, now, step)
-        assert done is not None
-        tails[:, t] = done[0]
-    return {name: entry[1:] for name, entry in arena.items()}, tails
-
-
-def assert_same(actual: State, expected: State) -> None:
-    assert actual.keys() == expected.keys()
-    for name, entry in expected.items():
-        assert same_bits(actual[name], entry.contiguous()), name
 
 
 @pytest.mark.parametrize("timed", [False, True])

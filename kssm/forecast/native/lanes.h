@@ -21,6 +21,7 @@
 #define ROWS 4
 #endif
 #define PANEL (2 * LANES)
+#define ALONE (ROWS / 2) /* panels at once for one row: their sums hide each other's latency */
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
 

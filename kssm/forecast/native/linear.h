@@ -63,9 +63,9 @@ INLINE void float_tile(const Format format, const int rows, const int panels, co
 INLINE int64_t float_rows(const Format format, int64_t rows, const char *panel, int64_t panels,
                           int64_t inputs, const float *x, float *y, int64_t stride,
                           const char *next, int64_t burst) {
-    if (rows == 1 && panels >= 4) {
-        float_tile(format, 1, 4, panel, inputs, x, y, stride, next, burst, NULL);
-        return 4;
+    if (rows == 1 && panels >= ALONE) {
+        float_tile(format, 1, ALONE, panel, inputs, x, y, stride, next, burst, NULL);
+        return ALONE;
     }
 #define CASE(R) \
     case R: float_tile(format, R, 1, panel, inputs, x, y, stride, next, burst, NULL); break

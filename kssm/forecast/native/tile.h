@@ -60,14 +60,14 @@ static int reserve(const Sizes *s, int64_t tokens, Workspace *space) {
                         &t->alpha, &t->omega, &t->dt, &t->mixed, &t->narrow};
     int64_t count = sizeof arrays / sizeof *arrays;
     int64_t stride = t->stride = rounded->stride = widest(s);
-    int64_t panel = stride * PANEL, each = count * stride + forecast_size(s) + stride / 4 + 2;
+    int64_t panel = stride * PANEL, each = count * stride + forecast_size(s) + stride / 2 + 3;
     float *memory = space->memory = malloc((size_t)(panel + tokens * each) * sizeof *memory);
     if (!memory) return 0;
     t->aside.panel = memory, memory += panel;
     for (int64_t i = 0; i < count; i++, memory += tokens * stride) *arrays[i] = memory;
-    rounded->bytes = (int8_t *)memory, memory += tokens * stride / 4;
+    rounded->bytes = (int8_t *)memory, memory += tokens * stride / 2;
+    rounded->totals = (int32_t *)memory, memory += tokens * 2;
     rounded->units = memory, memory += tokens;
-    rounded->totals = (int32_t *)memory, memory += tokens;
     space->quantiles = memory;
     return 1;
 }
