@@ -65,6 +65,6 @@ def no_tokenizer() -> InvalidInputError:
     """The error of sending text to a model that only knows ids."""
     return InvalidInputError(
         "the server has no tokenizer for this model (tokenizer.json beside the weights, and the "
-        "package tokenizers): send token ids",
+        "package tokenizers, pip install 'kssm[language]'): send token ids",
         code="no_tokenizer",
     )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kssm_client.errors import KSSMClientError, ServerError, error_from_body
+from kssm_client.text import generated_from_body, token_from_body
 from kssm_client.wire import BinaryForecast, decode
 from service import wire
 from service.errors import STATUS
@@ -19,7 +20,11 @@ EXAMPLES: list[dict[str, Any]] = [
     json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
 ]
 FROM_SERVER = {"session.created", "forecast", "ack", "error", "goaway"}
+TEXT_FROM_SERVER = {"token": token_from_body, "generation": generated_from_body}
 FROM_CLIENT = {
+    "tokens.append",
+    "generate.create",
+    "generate.cancel",
     "session.create",
     "session.attach",
     "frames.append",
@@ -36,7 +41,7 @@ def examples(types: set[str]) -> list[dict[str, Any]]:
 
 def test_every_type_has_an_example() -> None:
     assert {example["type"] for example in EXAMPLES if "type" in example} == (
-        FROM_SERVER | FROM_CLIENT
+        FROM_SERVER | FROM_CLIENT | TEXT_FROM_SERVER.keys()
     )
 
 
@@ -48,6 +53,13 @@ def test_the_server_understands_the_clients_examples(example: dict[str, Any]) ->
 @pytest.mark.parametrize("example", examples(FROM_SERVER), ids=lambda e: e["type"])
 def test_the_client_understands_the_servers_examples(example: dict[str, Any]) -> None:
     decode(json.dumps(example))
+
+
+@pytest.mark.parametrize(
+    "example", examples({*TEXT_FROM_SERVER}), ids=lambda example: example["type"]
+)
+def test_the_client_understands_generated_text(example: dict[str, Any]) -> None:
+    assert TEXT_FROM_SERVER[example["type"]](example).text in {" over", " over the"}
 
 
 def test_the_binary_example_is_what_it_says() -> None:

@@ -20,6 +20,7 @@ from kssm_client.errors import (
 from kssm_client.rest import RestClient
 from kssm_client.session import AsyncSession
 from kssm_client.sync import Client, Session
+from kssm_client.text import Generated, TextSession, Token, open_text
 from kssm_client.types import Anomaly, Forecast, SeriesForecast, SessionInfo
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "ConflictError",
     "ConnectionFailedError",
     "Forecast",
+    "Generated",
     "InvalidInputError",
     "KSSMClientError",
     "NotFoundError",
@@ -44,9 +46,12 @@ __all__ = [
     "Session",
     "SessionInfo",
     "SourceError",
+    "TextSession",
+    "Token",
     "TooLargeError",
     "UnauthorizedError",
     "connect",
+    "open_text",
 ]
 
 __version__ = "0.1.0"
