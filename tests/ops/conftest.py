@@ -21,7 +21,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         def made(*args: object, **options: object) -> Tensor:
             value = make(*args, **options)
             if value.is_floating_point() or value.is_complex():
-                return value.fill_(float("nan"))
+                value.detach().fill_(float("nan"))
+                return value
             return value.fill_(0x7FC07FC0) if value.dtype == torch.int32 else value
 
         return made
