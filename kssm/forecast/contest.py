@@ -27,6 +27,9 @@ DOUBT_BLOCKS: Final = 8.0
 MATURE: Final = 16
 """Coarse samples before a thinned copy takes part."""
 
+OVERLAP: Final = 0.2
+"""How much of a mean forecast's spread is due to the resolutions' erring apart, at most."""
+
 _WORST: Final = 10.0
 _TINY: Final = 1e-12
 _LIMIT: Final = 1e6
@@ -117,3 +120,12 @@ def weights(sums: Tensor, factors: Sequence[int], horizon: int, direct: int) -> 
     reach = torch.tensor([1, *factors], device=sums.device, dtype=sums.dtype) * direct
     beyond = torch.log((ahead / reach.unsqueeze(1)).clamp_min(1.0))
     return torch.softmax(-SHARPNESS * excess - doubt.unsqueeze(-1) - beyond, dim=1)
+
+
+def narrowing(shares: Tensor) -> Tensor:
+    """Factor on the spread of the mean of quantiles with weights [B, R, H]: [B, H], at most 1.
+
+    The mean of several forecasts errs less than each of them does, by how evenly they are mixed;
+    the mean of their spreads knows nothing of it.
+    """
+    return 1.0 - OVERLAP * (1.0 - shares.square().sum(1))

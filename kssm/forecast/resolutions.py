@@ -151,18 +151,19 @@ class MultiResolutionForecaster(SignalForecaster):
     @torch.inference_mode()
     def forecast(self, state: State, horizon: int, levels: Sequence[float]) -> Tensor:
         """As ``SignalForecaster.forecast``."""
-        wanted = check_levels(levels)
-        result = super().forecast(state, horizon, wanted)
+        wanted = (*check_levels(levels), 0.5)
         factors = self.config.thinning
-        shares = contest.weights(state["contest"], factors, horizon, self._block).unsqueeze(-1)
+        shares = contest.weights(state["contest"], factors, horizon, self._block)
         clock, last = state["clock"][:, 0], state["scaler"][:, 5]
-        mixed = result * shares[:, 0]
+        mixed = super().forecast(state, horizon, wanted) * shares[:, 0, :, None]
         for i, factor in enumerate(factors, start=1):
-            part = _part(state, factor)
-            coarse = super().forecast(part, coarse_length(horizon, factor), wanted)
+            reach = coarse_length(horizon, factor)
+            coarse = super().forecast(_part(state, factor), reach, wanted)
             own = on_own_grid(coarse, factor, clock % factor, last, horizon)
-            mixed = mixed + torch.where(shares[:, i] > 0, own, 0.0) * shares[:, i]
-        return mixed
+            share = shares[:, i, :, None]
+            mixed = mixed + torch.where(share > 0, own, 0.0) * share
+        median = mixed[..., -1:]
+        return median + (mixed[..., :-1] - median) * contest.narrowing(shares).unsqueeze(-1)
 
     def _parts(self, state: State) -> Iterator[tuple[int, State]]:
         yield 1, {name: state[name] for name in self.row_spec()}

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from kssm.forecast import contest
@@ -79,3 +80,10 @@ def test_one_terrible_or_constant_past_stays_finite() -> None:
         sums = torch.tensor([own, base, 9.0], dtype=torch.float64).expand(1, 1, 2, 3)
         share = contest.weights(sums, (4,), 4, M)
         assert bool(share.isfinite().all())
+
+
+def test_the_spread_narrows_only_where_forecasts_are_mixed() -> None:
+    alone = contest.narrowing(torch.tensor([[[1.0], [0.0]]]))
+    evenly = contest.narrowing(torch.tensor([[[0.5], [0.5]]]))
+    assert float(alone) == 1.0
+    assert float(evenly) == pytest.approx(1.0 - contest.OVERLAP / 2)
