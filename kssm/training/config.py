@@ -93,11 +93,15 @@ def read_tables(path: str | Path) -> Table:
 
 
 def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Table:
-    """``base`` with the entries of ``changes`` in their places, table by table."""
+    """``base`` with the entries of ``changes`` in their places, table by table.
+
+    A table that names its ``model`` takes the whole place of the one below it: the sizes of one
+    kind of backbone mean nothing to another.
+    """
     merged = dict(base)
     for name, value in changes.items():
         below = merged.get(name)
-        both = isinstance(below, dict) and isinstance(value, dict)
+        both = isinstance(below, dict) and isinstance(value, dict) and "model" not in value
         merged[name] = overlay(cast("Table", below), cast("Table", value)) if both else value
     return merged
 

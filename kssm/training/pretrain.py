@@ -6,16 +6,18 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 
 from kssm.checkpoint import load_weights
 from kssm.forecast import pretrained
 from kssm.forecast.forecaster import SignalForecaster
 from kssm.models.kssm import KSSMBlock
+from kssm.models.kssm_matrix import KSSMMatrixBlock
 from kssm.training.averaging import WeightAverage
 from kssm.training.config import PretrainConfig
 from kssm.training.corpus import Corpus
@@ -33,6 +35,12 @@ Report = Callable[[str], None]
 
 TICK = 8  # steps between two looks at the clock
 RESUME_FILE, CHECKPOINT, AVERAGED = "resume.pt", "checkpoint", "averaged"
+
+
+DENSE: Mapping[type[nn.Module], tuple[str, ...]] = MappingProxyType(
+    {KSSMBlock: ("before_scan", "after_scan"), KSSMMatrixBlock: ("_split", "_join")}
+)
+"""Methods around a block's scan, which has kernels of its own, that are worth compiling."""
 
 
 class Trainer:
@@ -231,7 +239,6 @@ def _compile(objective: Objective) -> None:
     # The pieces are compiled one by one inside DDP: there is no graph to split by its buckets.
     dynamo.optimize_ddp = False
     for block in objective.model.backbone.blocks:
-        if isinstance(block, KSSMBlock):
-            block.before_scan = torch.compile(block.before_scan, dynamic=False)
-            block.after_scan = torch.compile(block.after_scan, dynamic=False)
+        for name in DENSE.get(type(block), ()):
+            setattr(block, name, torch.compile(getattr(block, name), dynamic=False))
     objective.loss = torch.compile(read_loss, dynamic=False)

@@ -42,6 +42,12 @@ def test_overlay_leaves_its_arguments_alone() -> None:
     assert base == {"a": {"x": 1, "y": 2}, "b": 3}
 
 
+def test_another_backbone_replaces_the_one_below() -> None:
+    base = {"backbone": {"d_model": 8, "rank": 4}, "head_hidden": 3}
+    change = {"backbone": {"model": "mamba", "d_model": 16}}
+    assert overlay(base, change) == {**change, "head_hidden": 3}
+
+
 @pytest.mark.parametrize(
     "text",
     [
