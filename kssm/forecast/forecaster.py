@@ -89,9 +89,13 @@ class SignalForecaster(nn.Module):
         return self.embed.weight.device
 
     @property
-    def capturable(self) -> bool:
-        """Whether a step never waits for the device and so can be part of a CUDA graph."""
-        return type(self).step_ is SignalForecaster.step_ and self.fused.usable(self)
+    def step_weights(self) -> object | None:
+        """What a step reads if it never waits for the device, so that CUDA graphs can hold it.
+
+        Whoever captures a step keeps this alive. None: a step cannot be captured.
+        """
+        plain = type(self).step_ is SignalForecaster.step_
+        return self.fused.current(self) if plain else None
 
     @property
     def fingerprint(self) -> str:

@@ -133,7 +133,10 @@ class Arena:
 
     def index(self, slots: Slots) -> Tensor:
         """``slots`` as a tensor on the arena's device."""
-        return torch.from_numpy(slots).to(self._device)
+        index = torch.from_numpy(slots)
+        if self._device.type == "cuda":  # from pinned memory the host need not wait
+            index = index.pin_memory()
+        return index.to(self._device, non_blocking=True)
 
     def _reserve(self, count: int) -> None:
         needed = self.used + count

@@ -22,6 +22,7 @@ class EngineConfig:
     prompts and predictions, ``chunk_tokens`` the length of one chunk and ``prefill_min`` the
     shortest message that is run in chunks. ``max_pending`` bounds the tokens that wait (streams
     and bulk work each) and one message; ``max_gap`` the longest gap, in sample intervals.
+    ``graph_rows`` is the largest batch of steps that is captured as a CUDA graph.
     """
 
     max_rows: int = 65536
@@ -32,6 +33,7 @@ class EngineConfig:
     max_pending: int = 65536
     max_gap: int = MAX_GAP
     max_horizon: int = 16384
+    graph_rows: int = 4096
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -21,6 +21,7 @@ from kssm.runtime.arena import Arena
 from kssm.runtime.config import EngineConfig
 from kssm.runtime.contract import Floats, Forecaster, vocabulary
 from kssm.runtime.executor import Executor
+from kssm.runtime.graphs import Progress
 from kssm.runtime.jobs import (
     Control,
     ForecastResult,
@@ -71,13 +72,16 @@ class Engine:
         self._admission = Admission(self.config.max_pending)
         self.vocab_size = vocabulary(forecaster)
         self._requests = Requests(self.config, forecaster.state_spec(), self.vocab_size)
-        self._worker = self._build()
+        self._executor = self._build()
+        schedule = Schedule(self.config.prefill_tokens, self.config.chunk_tokens)
+        self._worker = Worker(self._executor, schedule, self._admission, self._sessions)
         self._thread: threading.Thread | None = None
+        self._ready = threading.Event()
         self._closed = False
         self._drain = True
         self._died = False
 
-    def _build(self) -> Worker:
+    def _build(self) -> Executor:
         config = self.config
         arena = Arena(
             self.forecaster.state_spec(),
@@ -86,10 +90,8 @@ class Engine:
             max_rows=config.max_rows,
             device=self.device,
         )
-        padded = self.device.type == "cuda"
-        executor = Executor(self.forecaster, arena, self.device, padded=padded)
-        schedule = Schedule(config.prefill_tokens, config.chunk_tokens)
-        return Worker(executor, schedule, self._admission, self._sessions)
+        padded, graph_rows = self.device.type == "cuda", config.graph_rows
+        return Executor(self.forecaster, arena, self.device, padded=padded, graph_rows=graph_rows)
 
     def __enter__(self) -> Engine:
         self.start()
@@ -103,13 +105,20 @@ class Engine:
     ) -> None:
         self.close(drain=error is None)
 
-    def start(self) -> None:
-        """Start the device thread; jobs submitted before it wait for it."""
+    def start(self, progress: Progress | None = None) -> None:
+        """Start the device thread; jobs submitted before it wait for it.
+
+        Returns when the thread is ready to serve. On a GPU it first compiles and captures its
+        steps, of which ``progress`` hears (called on that thread with graphs done and in all).
+        """
         with self._condition:
             if self._thread is not None or self._closed:
                 raise RuntimeError("an engine starts once")
-            self._thread = threading.Thread(target=self._main, name="kssm-engine", daemon=True)
+            self._thread = threading.Thread(
+                target=self._main, args=(progress,), name="kssm-engine", daemon=True
+            )
             self._thread.start()
+        self._ready.wait()
 
     def close(self, drain: bool = True) -> None:
         """Refuse new jobs, finish the accepted ones (``drain``) or fail them, stop the thread."""
@@ -127,15 +136,19 @@ class Engine:
         """False once the device thread has died of something unexpected."""
         return not self._died
 
-    def _main(self) -> None:
+    def _main(self, progress: Progress | None) -> None:
         try:
             with self._on_device(), torch.inference_mode():
+                self._executor.prepare(progress)
+                self._ready.set()
                 while self._take():
                     self._worker.tick()
         except BaseException:  # noqa: BLE001 (whatever it is, nobody may be left waiting)
             _log.exception("the device thread died")
             self._died = True
         finally:
+            self._ready.set()
+            self._executor.close()
             self._abandon()
 
     def _on_device(self) -> AbstractContextManager[object]:

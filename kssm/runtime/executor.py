@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -13,8 +14,15 @@ from torch import Tensor
 from kssm.language.sampling import Sampling
 from kssm.runtime.arena import Arena
 from kssm.runtime.contract import Floats, Forecaster, Slots, State, StepOutput, TokenModel
+from kssm.runtime.graphs import Progress, StepGraphs, weights_of
 from kssm.runtime.schedule import bucket
+from kssm.runtime.transport import Pending, Transport
 from kssm.runtime.validation import Query
+
+_log = logging.getLogger(__name__)
+
+_FINE = 4096
+"""Larger batches are padded to its multiples: twice as many rows would cost twice the time."""
 
 
 class Prefilled(NamedTuple):
@@ -28,21 +36,57 @@ class Prefilled(NamedTuple):
 class Executor:
     """Batches of numpy rows in, results out; owned by the device thread.
 
-    ``step`` and ``forecast`` return device tensors without waiting for the device; ``fetch`` and
-    ``prefill`` wait. ``padded`` rounds batch sizes up to powers of two, so that a device that
-    prepares work by size sees few sizes.
+    ``step`` and ``forecast`` queue work without waiting for the device; ``fetch`` and ``prefill``
+    wait. ``padded`` rounds batch sizes up to powers of two, so that a device that prepares work by
+    size sees few sizes. Steps of up to ``graph_rows`` rows are CUDA graphs where the forecaster's
+    steps can be captured.
     """
 
     def __init__(
-        self, forecaster: Forecaster, arena: Arena, device: torch.device, *, padded: bool
+        self,
+        forecaster: Forecaster,
+        arena: Arena,
+        device: torch.device,
+        *,
+        padded: bool,
+        graph_rows: int = 0,
     ) -> None:
         self._forecaster = forecaster
         self._device = device
         self._padded = padded
+        self._transport = Transport(device)
+        self._graphs: StepGraphs | None = None
+        if device.type == "cuda" and graph_rows and weights_of(forecaster) is not None:
+            self._graphs = StepGraphs(forecaster, arena, self._transport, graph_rows)
         self.arena = arena
 
-    def step(self, slots: Slots, values: Floats, dt: Floats) -> StepOutput:
-        """Advance rows ``slots`` [N] by one token each; outputs may be longer than N."""
+    def prepare(self, report: Progress | None = None) -> None:
+        """Compile and capture ahead of the first step; ``report`` hears of the progress.
+
+        Steps that cannot be captured run one kernel after the other.
+        """
+        if self._graphs is None:
+            return
+        try:
+            self._graphs.capture(report)
+        except RuntimeError:  # of CUDA or of a compiler: the service goes on without
+            _log.exception("the steps could not be captured")
+            self._graphs = None
+
+    def close(self) -> None:
+        """Give the captured graphs' memory back."""
+        if self._graphs is not None:
+            self._graphs.close()
+
+    def step(self, slots: Slots, values: Floats, dt: Floats) -> tuple[Pending, Pending]:
+        """Advance rows ``slots`` [N] by one token each: (tail, healthy), maybe longer than N."""
+        captured = None if self._graphs is None else self._graphs.step(slots, values, dt)
+        if captured is not None:
+            return captured
+        output = self._step(slots, values, dt)
+        return self._transport.download(output.tail), self._transport.download(output.healthy)
+
+    def _step(self, slots: Slots, values: Floats, dt: Floats) -> StepOutput:
         rows = len(slots)
         room = self._room(rows)
         staged = np.empty((3, room))  # slots are small whole numbers: exact in float64
@@ -59,12 +103,14 @@ class Executor:
         moved = self._to_device(slots), self._to_device(uniform)
         return self.fetch(model.draw(self.arena.tensors, moved[0], rules, moved[1]))
 
-    def forecast(self, slots: Slots, query: Query) -> Tensor:
+    def forecast(self, slots: Slots, query: Query) -> Pending:
         """Quantiles [B', horizon, Q] of rows ``slots`` [B], B' >= B."""
         padding = np.zeros(self._room(len(slots)) - len(slots), dtype=np.int64)
         names = self._forecaster.forecast_entries(query.horizon)
         state = self.arena.gather(np.concatenate([slots, padding]), names)
-        return self._forecaster.forecast(state, query.horizon, query.levels)
+        return self._transport.download(
+            self._forecaster.forecast(state, query.horizon, query.levels)
+        )
 
     def forecast_state(self, state: State, query: Query) -> Floats:
         """Quantiles [B, horizon, Q] of rows outside the arena."""
@@ -97,15 +143,18 @@ class Executor:
         """Host arrays as a state on the device."""
         return {name: self._to_device(array) for name, array in arrays.items()}
 
-    def fetch(self, tensor: Tensor) -> NDArray[Any]:
-        """The tensor's values on the host, once the device has them."""
-        return tensor.cpu().numpy()
+    def fetch(self, result: Tensor | Pending) -> NDArray[Any]:
+        """Values on the host, once the device has them: one wait serves all that is pending."""
+        pending = self._transport.download(result) if isinstance(result, Tensor) else result
+        return self._transport.fetch(pending)
 
     def _room(self, count: int) -> int:
-        return bucket(count) if self._padded else count
+        if not self._padded:
+            return count
+        return bucket(count) if count <= _FINE else -(-count // _FINE) * _FINE
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return self._transport.upload(array)
 
 
 def lowest_tail(tail: Tensor, lengths: Tensor | None) -> Tensor:

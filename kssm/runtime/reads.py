@@ -8,7 +8,6 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kssm.errors import KSSMError
 from kssm.forecast.anomaly import score_from_tail
@@ -17,6 +16,7 @@ from kssm.runtime.executor import Executor, finite_rows
 from kssm.runtime.jobs import Append, ForecastResult, Job, Read
 from kssm.runtime.outcomes import Outcome, attempt, fail, numerical_fault
 from kssm.runtime.statistics import Recorder
+from kssm.runtime.transport import Pending
 from kssm.runtime.validation import Query
 
 
@@ -26,7 +26,7 @@ class Answer:
 
     query: Query | None
     jobs: list[Append | Read]
-    quantiles: Tensor | KSSMError | None = None
+    quantiles: Pending | KSSMError | None = None
 
 
 class Reader:

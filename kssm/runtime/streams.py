@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kssm.errors import KSSMError
-from kssm.runtime.contract import Floats, StepOutput
+from kssm.runtime.contract import Floats
 from kssm.runtime.executor import Executor
 from kssm.runtime.generation import Generator
 from kssm.runtime.jobs import Append, Generate, Held, Read
@@ -17,6 +17,7 @@ from kssm.runtime.outcomes import Outcome, attempt, fail, numerical_fault
 from kssm.runtime.reads import Answer, Reader, slots_of, spans
 from kssm.runtime.schedule import Slice
 from kssm.runtime.statistics import Recorder
+from kssm.runtime.transport import Pending
 
 Work = tuple[Slice, Append]
 
@@ -56,15 +57,15 @@ class Streams:
         """Launch everything, then wait once."""
         self._protect(work)
         self._generator.draw(work)
-        output = self._step(work)
+        stepped = self._step(work)
         ending = [
             job for step, job in work if step.stop == job.tokens and not isinstance(job, Generate)
         ]
         answers = self._reader.launch([*ending, *reads])
-        tail, healthy = self._executor.fetch(output.tail), self._executor.fetch(output.healthy)
+        tail, healthy = (self._executor.fetch(pending) for pending in stepped)
         return self._digest(work, tail, healthy, answers)
 
-    def _step(self, work: Sequence[Work]) -> StepOutput:
+    def _step(self, work: Sequence[Work]) -> tuple[Pending, Pending]:
         values = np.concatenate([job.values[step.start] for step, job in work])
         jobs = [job for _, job in work]
         dt = np.repeat(

@@ -51,10 +51,6 @@ class FusedModel:
         """Drop the copy of the weights."""
         self._weights = self._seen = None
 
-    def usable(self, model: SignalForecaster) -> bool:
-        """Whether steps of ``model`` on its device run through the fused kernels."""
-        return self._current(model) is not None
-
     def step_(
         self,
         model: SignalForecaster,
@@ -68,7 +64,7 @@ class FusedModel:
         Never waits for the device, so that it can be captured in a CUDA graph; one that was
         captured reads this arena and these weights as long as both live.
         """
-        weights = self._current(model) if values.is_cuda and len(values) else None
+        weights = self.current(model) if values.is_cuda and len(values) else None
         table = None if weights is None else self._table(model, arena)
         if weights is None or table is None:
             return None
@@ -94,7 +90,8 @@ class FusedModel:
             weights = self._levels[levels] = reading.level_weights(levels, forecast.device)
         return reading.read(forecast, stats, weights, horizon, largest)
 
-    def _current(self, model: SignalForecaster) -> Weights | None:
+    def current(self, model: SignalForecaster) -> Weights | None:
+        """The copy of the model's weights; None where torch must do the work."""
         if model.training or not model.embed.weight.is_cuda or not _triton_installed():
             return None
         seen = versions_of(model)
