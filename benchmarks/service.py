@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.processes import pinned, server, split_cores
 from benchmarks.streaming import time_frames
 from kssm.forecast import pretrained
+from kssm.weight_format import WeightFormat
 
 HORIZON = 24
 LEVELS = (0.1, 0.5, 0.9)
@@ -37,6 +38,7 @@ class Options:
     device: str = "cpu"
     sessions: int = 1
     frames: int = 500
+    weights: WeightFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def run(options: Options) -> Report:
     frames = _signals(options)
     steps = _measure_model(options, frames, measured)
     arguments = ["--model", options.model, "--device", options.device]
+    arguments += ["--weights", options.weights] if options.weights else []
     with server(arguments, measured) as port, pinned(others):
         text = _measure_stream(port, frames, binary=False)
         binary = _measure_stream(port, frames, binary=True)
@@ -106,7 +109,7 @@ def _measure_model(
 
 def _step_seconds(options: Options, frames: NDArray[np.float64]) -> Iterator[float]:
     """Seconds of each step of all rows, with its forecasts brought to the host."""
-    forecaster = pretrained.load(options.model, options.device)
+    forecaster = pretrained.load(options.model, options.device, weights=options.weights)
     arena = forecaster.initial_state(options.sessions + 1)
     slots = torch.arange(1, options.sessions + 1, device=options.device)
     for values in torch.from_numpy(frames):

@@ -11,6 +11,7 @@ from kssm.checkpoint import read_config
 from kssm.forecast import SignalForecaster, pretrained
 from kssm.language import LanguageModel
 from kssm.language.pretrained import is_language_model
+from kssm.quantization import WeightFormat, format_of, quantize
 
 Model = SignalForecaster | LanguageModel
 
@@ -20,6 +21,7 @@ def load_any(
     device: str | torch.device = "cpu",
     *,
     window: int | None = None,
+    weights: WeightFormat | None = None,
     check_values: bool = True,
 ) -> Model:
     """A forecaster or a language model in evaluation mode, from a shipped name or a folder.
@@ -28,13 +30,18 @@ def load_any(
         name_or_path: a shipped model's name, or a folder of ours or of ``transformers``.
         device: where the model is to live.
         window: tokens that a language model's attention sees, where its own are more.
+        weights: the format its weights get (``kssm.quantization``), None = as they are stored; a
+            language model's vocabulary stays as it is.
         check_values: refuse weights that are not finite.
 
     Raises:
+        InvalidInputError: ``invalid_weights``.
         NotFoundError: ``model_not_found``.
         CheckpointError: ``invalid_checkpoint``, ``unsupported_checkpoint``.
     """
     folder = pretrained.locate(name_or_path)
     if is_language_model(read_config(folder)):
-        return language.load(folder, device, window=window, check_values=check_values)
-    return pretrained.load(folder, device, check_values=check_values)
+        model = language.load(folder, device, window=window, check_values=check_values)
+        quantize(model, weights or format_of(model), keep={"head"})
+        return model
+    return pretrained.load(folder, device, weights=weights, check_values=check_values)

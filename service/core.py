@@ -132,7 +132,7 @@ def build_engine(settings: Settings) -> Engine:
 
     device = resolve_device(settings.device)
     folder = locate(settings.model)
-    model = load_any(folder, device, window=settings.window)
+    model = load_any(folder, device, window=settings.window, weights=settings.weights)
     if isinstance(model, LanguageModel):
         model = LanguageRows(model, Tokenizer.find(folder))
     return Engine(model, config_for(model.state_spec(), settings.max_rows), device)

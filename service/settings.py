@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from kssm.errors import InvalidInputError
+from kssm.weight_format import WeightFormat
 from service.errors import invalid
 
 PREFIX = "KSSM_"
@@ -30,6 +31,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     model: str = "kssm-signal-base"
+    weights: WeightFormat | None = None
+    """Format that the model's weights get; by default the one they are stored in."""
     device: str = "auto"
     store: Path | None = None
     """SQLite file (or a folder for it) that keeps sessions over a restart."""

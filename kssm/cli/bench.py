@@ -10,6 +10,7 @@ from rich.table import Table
 
 from kssm.cli.forecast import DEFAULT_MODEL
 from kssm.errors import InvalidInputError
+from kssm.weight_format import parse_format
 
 if TYPE_CHECKING:
     from benchmarks.service import Report
@@ -28,6 +29,9 @@ def service(
     frames: Annotated[int, typer.Option(min=1, help="Frames of each stream.")] = 500,
     model: Annotated[str, typer.Option(help="A shipped model, or a folder.")] = DEFAULT_MODEL,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    weights: Annotated[
+        str | None, typer.Option(help="float32, float16, bfloat16 or int8 (default: as stored).")
+    ] = None,
 ) -> None:
     """Time a frame's way through a real server against the model's own step, on one core."""
     try:
@@ -35,7 +39,8 @@ def service(
     except ModuleNotFoundError as error:
         message = "the benchmarks are part of the source tree: run `make bench` in a clone"
         raise InvalidInputError(message, code="missing_dependency") from error
-    report = run(Options(model, device, sessions, frames))
+    chosen = None if weights is None else parse_format(weights)
+    report = run(Options(model, device, sessions, frames, chosen))
     Console().print(_table(report))
     typer.echo(report.as_line())
 

@@ -35,6 +35,9 @@ def evaluate(
     tasks: Annotated[Path, typer.Option(help="folder of task files NAME.npz")],
     output: Annotated[Path, typer.Option(help="folder for report.json and the forecasts")],
     model: Annotated[str, typer.Option(help="checkpoint name or folder")] = "kssm-signal-base",
+    weights: Annotated[
+        str | None, typer.Option(help="float32, float16, bfloat16 or int8 (default: as stored)")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "cpu",
     mode: Annotated[
         Mode, typer.Option(help="read histories whole, or frame by frame through the engine")
@@ -63,10 +66,12 @@ def evaluate(
     from kssm.evaluation.report import report_task, summarise
     from kssm.evaluation.tasks import load_task, task_files
     from kssm.forecast import pretrained
+    from kssm.quantization import format_of, parse_format
 
     console = Console(highlight=False)
     files = task_files(tasks)
-    forecaster = pretrained.load(model, resolve_device(device))
+    chosen = None if weights is None else parse_format(weights)
+    forecaster = pretrained.load(model, resolve_device(device), weights=chosen)
     output.mkdir(parents=True, exist_ok=True)
     reports = []
     with _forecasts(forecaster, mode, context_length or None, batch_tokens) as forecast:
@@ -79,6 +84,7 @@ def evaluate(
     setting = {
         "model": model,
         "fingerprint": forecaster.fingerprint,
+        "weights": format_of(forecaster),
         "device": device,
         "mode": str(mode),
         "context_length": context_length,

@@ -12,6 +12,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (0: any free one).")] = None,
     model: Annotated[str | None, typer.Option(help="A shipped model's name, or a folder.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="float32, float16, bfloat16 or int8 (default: as stored).")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder that keeps the sessions.")] = None,
 ) -> None:
@@ -23,4 +26,5 @@ def serve(
     from service.server import run
     from service.settings import load_settings
 
-    run(load_settings(host=host, port=port, model=model, device=device, store=store))
+    given = {"model": model, "weights": weights, "device": device, "store": store}
+    run(load_settings(host=host, port=port, **given))

@@ -11,8 +11,9 @@ weigh next to nothing. The compiled CPU code (``kssm.forecast.native``) does the
 and reads the weights in the format they are kept in.
 """
 
-from kssm.quantization.formats import FORMATS, WeightFormat, format_of, parse_format, quantize
+from kssm.quantization.formats import format_of, quantize
 from kssm.quantization.linear import HalfLinear, Int8Linear, QuantizedLinear
+from kssm.weight_format import FORMATS, WeightFormat, parse_format
 
 __all__ = [
     "FORMATS",

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final, Literal, get_args
+from typing import Final
 
 import torch
 from torch import nn
 
 from kssm.errors import InvalidInputError
 from kssm.quantization.linear import HalfLinear, Int8Linear, QuantizedLinear
+from kssm.weight_format import WeightFormat, parse_format
 
-WeightFormat = Literal["float32", "float16", "bfloat16", "int8"]
-FORMATS: Final[tuple[WeightFormat, ...]] = get_args(WeightFormat)
 _HALVES: Final[dict[WeightFormat, torch.dtype]] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-
-
-def parse_format(name: str) -> WeightFormat:
-    """``name`` if it is a format; raises ``invalid_weights``."""
-    if name not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise InvalidInputError(f"no weight format {name!r}, only {known}", code="invalid_weights")
-    return name
 
 
 def quantize(model: nn.Module, weights: WeightFormat, keep: Collection[str] = ()) -> None:

@@ -62,3 +62,17 @@ def test_a_folder_without_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[st
         main(["evaluate", "--tasks", str(tmp_path), "--output", str(tmp_path / "out")])
     assert stopped.value.code == 1
     assert "invalid_task" in capsys.readouterr().err
+
+
+def test_weights_of_another_format_are_scored(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = {name: run(folder, "--weights", name) for name in ("float32", "int8")}
+    assert [reports[name]["weights"] for name in reports] == ["float32", "int8"]
+    exact, fewer = (report["geometric_mean"]["CRPS"] for report in reports.values())
+    assert exact != fewer
+    assert fewer == pytest.approx(exact, rel=0.02)
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "--tasks", str(folder / "tasks"), "--output", ".", "--weights", "int4"])
+    assert stopped.value.code == 1
+    assert "invalid_weights" in capsys.readouterr().err

@@ -48,6 +48,13 @@ def test_a_bad_environment_is_one_line_with_a_code(started, monkeypatch, capsys,
     assert started == []
 
 
+def test_the_weight_format_is_passed_on(started, capsys):
+    assert serve("--weights", "int8") == 0
+    assert started[0].weights == "int8"
+    assert serve("--weights", "int4") == 1
+    assert "error [invalid_settings] " in capsys.readouterr().err
+
+
 def test_an_absent_model_is_one_line_with_a_code(capsys, tmp_path):
     assert serve("--model", str(tmp_path / "absent"), "--port", "0") == 1
     assert "error [model_not_found] " in capsys.readouterr().err

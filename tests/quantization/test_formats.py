@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 from torch import nn
 
 from kssm.errors import InvalidInputError
+from kssm.language import LanguageModel, save
+from kssm.loading import load_any
 from kssm.models import build
 from kssm.quantization import FORMATS, WeightFormat, format_of, parse_format, quantize
 from kssm.quantization.linear import QuantizedLinear
+from tests.language.models import tiny_language_model, tokens
 
 
 def small() -> nn.Sequential:
@@ -81,3 +85,16 @@ def test_sequence_models_stay_close(name: str, weights: WeightFormat) -> None:
     quantize(model, weights)
     y, _ = model(x)
     assert torch.linalg.norm(y - exact) < 0.02 * torch.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_language_models_are_loaded_in_any_format(tmp_path: Path, tied: bool) -> None:
+    model = tiny_language_model(tied=tied)
+    save(model, tmp_path)
+    fewer = load_any(tmp_path, weights="int8")
+    assert isinstance(fewer, LanguageModel)
+    assert format_of(fewer) == "int8"
+    assert format_of(load_any(tmp_path)) == "float32"
+    prompt = tokens(2, 20)
+    exact, close = (m.logits(m.encode(prompt, None, None)[0]) for m in (model, fewer))
+    assert torch.linalg.norm(close - exact) < 0.03 * torch.linalg.norm(exact)
