@@ -239,14 +239,18 @@ class SessionManager:
         admitted = session.admit(frame)
         if isinstance(admitted, Reply):
             return at_once(admitted)
-        future = self._engine.append(
-            live.rows,
-            admitted.values,
-            dt=admitted.dt,
-            horizon=session.settings.horizon,
-            levels=session.settings.quantiles,
-            want_forecast=self.vocabulary is None,
-        )
+        own = session.settings
+        if len(admitted.values):
+            future = self._engine.append(
+                live.rows,
+                admitted.values,
+                dt=admitted.dt,
+                horizon=own.horizon,
+                levels=own.quantiles,
+                want_forecast=self.vocabulary is None,
+            )
+        else:
+            future = self._engine.forecast(live.rows, own.horizon, own.quantiles)
         return Started(asyncio.wrap_future(future), partial(_finish_append, live, admitted))
 
     async def _create(self, tenant: str, request: SessionCreate) -> Status:

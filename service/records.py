@@ -22,7 +22,7 @@ def encode_session(session: Session) -> bytes:
             "sample_interval": settings.sample_interval,
             "next_seq": session.next_seq,
             "attachments": session.attachments,
-            "clock": [session.clock.interval, session.clock.last],
+            "clock": [session.clock.interval, session.clock.last, session.clock.elapsed],
             "replies": [_pack(reply) for reply in session.replies],
         }
     )
@@ -51,7 +51,11 @@ def decode_session(tenant: str, session_id: str, body: bytes) -> Session:
 
 def clock_to_meta(clock: Clock) -> dict[str, str]:
     """A clock as the strings that travel with an exported state."""
-    fields = {"clock_interval": clock.interval, "clock_last": clock.last}
+    fields = {
+        "clock_interval": clock.interval,
+        "clock_last": clock.last,
+        "clock_elapsed": clock.elapsed or None,
+    }
     return {name: repr(value) for name, value in fields.items() if value is not None}
 
 
@@ -59,7 +63,9 @@ def clock_from_meta(meta: dict[str, str]) -> Clock:
     """The clock that ``clock_to_meta`` wrote."""
     interval, last = meta.get("clock_interval"), meta.get("clock_last")
     return Clock(
-        None if interval is None else float(interval), None if last is None else float(last)
+        None if interval is None else float(interval),
+        None if last is None else float(last),
+        float(meta.get("clock_elapsed", 0.0)),
     )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
 from kssm.errors import ConflictError, InvalidInputError
+from kssm.forecast.gaps import thin
 from kssm.runtime import ForecastResult
+from kssm.runtime.validation import check_values
 from service.samples import Float32, Float64
 from service.wire import Frame
 
@@ -31,10 +33,15 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Turns timestamps into steps. ``interval`` is learnt when it is not given."""
+    """Turns timestamps into steps. ``interval`` is learnt when it is not given.
+
+    ``last`` is the newest sample's time, ``elapsed`` how many intervals before it the newest
+    sample lies that the model has read (``kssm.forecast.gaps.thin``).
+    """
 
     interval: float | None = None
     last: float | None = None
+    elapsed: float = 0.0
 
     def advance(self, stamps: Float64 | None, samples: int) -> tuple[Float64 | None, Clock]:
         """Steps [samples] in sample intervals (None: all 1) and the clock after them.
@@ -52,8 +59,22 @@ class Clock:
         if not (np.isfinite(known).all() and (gaps > 0).all() and np.isfinite(gaps).all()):
             raise _bad_clock("timestamps must be finite and strictly increasing")
         interval = self.interval or _infer(gaps, samples)
-        after = Clock(interval, float(stamps[-1]))
+        after = Clock(interval, float(stamps[-1]), self.elapsed)
         return (None if interval is None else _steps(gaps, interval, samples)), after
+
+    def read(self, values: Float64, steps: Float64 | None) -> tuple[Float64, Float64 | None, Clock]:
+        """The samples for the model to read, of those that ``advance`` gave ``steps`` to.
+
+        None are left when all came too soon after the last one. Returns them, their steps and
+        the clock after them. Raises ``InvalidInputError`` for bad values that are left out; the
+        others are the engine's to check.
+        """
+        if steps is None:
+            return values, None, replace(self, elapsed=0.0)
+        kept, steps, elapsed = thin(steps, self.elapsed)
+        if not kept.all():
+            check_values(values, values.shape[1])
+        return values[kept], steps, replace(self, elapsed=elapsed)
 
     def _coast(self, samples: int) -> Clock:
         if self.last is None:
@@ -83,7 +104,8 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A frame whose turn it is: float64 [samples, channels], its steps and the clock after it."""
+    """A frame whose turn it is: what the model reads of it (float64 [samples, channels], possibly
+    nothing), the steps of that and the clock after the frame."""
 
     seq: int
     values: Float64
@@ -150,13 +172,13 @@ class Session:
             raise ConflictError(message, code="seq_gap", expected_seq=self.next_seq)
         values = shape_samples(frame.values, self.settings.channels)
         dt, clock = self.clock.advance(frame.timestamps, len(values))
-        return Admitted(frame.seq, values, dt, clock)
+        return Admitted(frame.seq, *clock.read(values, dt))
 
     def admit_prompt(self, values: Float64, stamps: Float64 | None) -> Admitted:
         """The history to start from, ready for the engine. Raises ``InvalidInputError``."""
         shaped = shape_samples(values, self.settings.channels)
         dt, clock = self.clock.advance(stamps, len(shaped))
-        return Admitted(-1, shaped, dt, clock)
+        return Admitted(-1, *clock.read(shaped, dt))
 
     def commit(self, admitted: Admitted, result: ForecastResult | None) -> Reply:
         """The frame was applied: its seq is used up and its answer, if any, kept."""
@@ -172,7 +194,8 @@ class Session:
 
     def restore_clock(self, clock: Clock) -> None:
         """Continue from an imported state's clock, with this session's own interval if set."""
-        self.clock = Clock(self.settings.sample_interval or clock.interval, clock.last)
+        interval = self.settings.sample_interval or clock.interval
+        self.clock = replace(clock, interval=interval)
 
     def fork(self, session_id: str) -> Session:
         """A session that continues the same signal under its own ``seq`` from 0."""

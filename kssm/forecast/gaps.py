@@ -1,9 +1,12 @@
-"""Bridging of gaps in time: pure functions on numpy arrays.
+"""Time between samples: bridging of gaps, thinning of bursts. Pure functions on numpy arrays.
 
 A sample that comes k intervals after the one before takes about k tokens: missing samples first,
 then itself, all with equal steps near one interval. The model could take one step of k, but its
 convolution and its shortest rhythms know time by tokens: with 30% of the samples of a daily series
 lost, forecasts were 70% worse with long steps, 9% with missing samples (docs/forecaster.md).
+
+Samples that come faster than the interval are thinned to about one an interval, for the same
+reason: four times as many tokens with a quarter of the step each cost up to 42% (ibidem).
 """
 
 from __future__ import annotations
@@ -18,6 +21,33 @@ MAX_GAP = 1024
 
 MIN_STEP = 1e-6
 """Shortest step of one token: zero would make the token padding once rounded to float32."""
+
+
+def thin(dt: Floats, elapsed: float = 0.0) -> tuple[NDArray[np.bool_], Floats, float]:
+    """Which samples to read when they come faster than the interval.
+
+    A sample is read unless the next one, as long after it as it is after the one before, would
+    come closer to one interval after the last sample read. So with steps of 2/3 and more all are
+    read, of exact fractions 1/k every k-th, and steps between samples read are 2/3 to 4/3 long.
+
+    Args:
+        dt: [samples] time since the previous sample in sample intervals.
+        elapsed: time from the last sample read to the sample before these.
+
+    Returns:
+        read: [samples], the samples to read.
+        steps: [read] time since the last sample read before.
+        elapsed: time from the last sample read to the last of these.
+    """
+    read = np.zeros(len(dt), dtype=np.bool_)
+    steps: list[float] = []
+    for index, step in enumerate(dt.tolist()):
+        elapsed += step
+        if elapsed >= 1.0 - step / 2.0 - 1e-9:
+            read[index] = True
+            steps.append(elapsed)
+            elapsed = 0.0
+    return read, np.array(steps), elapsed
 
 
 def tokens_per_sample(dt: Floats, max_gap: float = MAX_GAP) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from kssm.errors import InvalidInputError
 from kssm.forecast.anomaly import Alarm, AnomalyMonitor, level_tail, score_from_tail
 from kssm.forecast.forecaster import SignalForecaster
-from kssm.forecast.gaps import bridge
+from kssm.forecast.gaps import bridge, thin
 
 
 class Stream:
@@ -23,9 +23,10 @@ class Stream:
         self._model = model
         self._slots = torch.arange(1, channels + 1, device=model.device)
         self._arena = model.initial_state(channels + 1)
+        self._elapsed = 0.0
         self._monitor = AnomalyMonitor(channels)
         self.channels = channels
-        self.alarm = Alarm(np.full(channels, np.nan), np.full(channels, np.nan))
+        self.alarm = _no_alarm(channels)
         """Calibrated probability and sustained surprise of the last samples, each [channels]."""
 
     def push(self, values: ArrayLike, dt: float = 1.0) -> NDArray[np.float64]:
@@ -34,7 +35,8 @@ class Stream:
         Args:
             values: [channels], or a number for a single channel.
             dt: time since the previous sample in nominal intervals; longer gaps are bridged with
-                missing samples (``gaps``).
+                missing samples, and of samples that come faster about one an interval is read
+                (``gaps``): the others change nothing and have no scores.
 
         Raises:
             InvalidInputError: ``wrong_shape``, ``non_finite_value``, ``invalid_timestamps``.
@@ -47,7 +49,9 @@ class Stream:
         if not 0 < dt < float("inf"):
             raise InvalidInputError("dt must be positive and finite", code="invalid_timestamps")
         tail = np.full(self.channels, np.nan)
-        for token, step in zip(*bridge(sample[None], np.array([dt])), strict=True):
+        self.alarm = _no_alarm(self.channels)
+        read, steps, self._elapsed = thin(np.array([dt]), self._elapsed)
+        for token, step in zip(*bridge(sample[None][read], steps), strict=True):
             tail = self._step(token, step)
         return score_from_tail(tail)
 
@@ -67,3 +71,7 @@ class Stream:
         names = self._model.forecast_entries(horizon)
         rows = {name: self._arena[name][self._slots] for name in names}
         return self._model.forecast(rows, horizon, levels).cpu().numpy()
+
+
+def _no_alarm(channels: int) -> Alarm:
+    return Alarm(np.full(channels, np.nan), np.full(channels, np.nan))

@@ -103,3 +103,20 @@ def test_bad_pushes(forecaster: Forecaster) -> None:
         assert error.value.code == code
     with pytest.raises(InvalidInputError):
         forecaster.stream(channels=0)
+
+
+def test_of_a_stream_at_a_higher_rate_one_sample_an_interval_is_read(
+    forecaster: Forecaster,
+) -> None:
+    coarse = np.random.default_rng(4).normal(size=20).cumsum()
+    fine = np.interp(np.arange(-3, 77) / 4, np.arange(20), coarse)
+    usual, fast = forecaster.stream(), forecaster.stream()
+    scores = [usual.push(value) for value in coarse]
+    pushed = [fast.push(value, 0.25) for value in fine]
+    assert np.array_equal(pushed[3::4], scores, equal_nan=True)
+    assert np.isnan(pushed[2::4]).all()
+    assert np.array_equal(fast.forecast(), usual.forecast())
+    assert np.array_equal(fast.alarm.surprise, usual.alarm.surprise)
+    fast.push(0.0, 0.25)
+    assert np.isnan(fast.alarm.probability).all()
+    assert np.array_equal(fast.forecast(), usual.forecast())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kssm.forecast.gaps import MIN_STEP, bridge, tokens_per_sample
+from kssm.forecast.gaps import MIN_STEP, bridge, thin, tokens_per_sample
 
 GAPS = st.lists(st.floats(1e-9, 1e6), min_size=1, max_size=20)
 
@@ -44,3 +45,34 @@ def test_time_samples_and_bounds_are_kept(gaps: list[float], max_gap: int) -> No
     np.testing.assert_array_equal(bridged[seen], values)
     ends = np.cumsum(steps)[seen]
     np.testing.assert_allclose(ends, np.cumsum(np.clip(dt, MIN_STEP, max_gap)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 5, 8, 10, 60])
+def test_of_samples_at_a_multiple_of_the_rate_one_an_interval_is_read(factor: int) -> None:
+    read, steps, elapsed = thin(np.full(20 * factor, 1.0 / factor))
+    assert np.flatnonzero(read).tolist() == list(range(factor - 1, 20 * factor, factor))
+    np.testing.assert_allclose(steps, 1.0)
+    assert elapsed == 0.0
+
+
+@pytest.mark.parametrize("step", [0.67, 0.9, 1.0, 1.4, 7.0])
+def test_samples_about_an_interval_apart_are_all_read(step: float) -> None:
+    dt = np.full(30, step)
+    read, steps, _ = thin(dt)
+    assert read.all()
+    np.testing.assert_array_equal(steps, dt)
+
+
+@given(GAPS, st.integers(0, 20), st.floats(0.0, 0.9))
+def test_thinning_keeps_time_and_may_be_cut_anywhere(
+    gaps: list[float], cut: int, elapsed: float
+) -> None:
+    dt = np.array(gaps)
+    read, steps, after = thin(dt, elapsed)
+    assert read.sum() == len(steps)
+    assert steps.sum() + after == pytest.approx(dt.sum() + elapsed)
+    first = thin(dt[:cut], elapsed)
+    second = thin(dt[cut:], first[2])
+    np.testing.assert_array_equal(np.concatenate([first[0], second[0]]), read)
+    np.testing.assert_array_equal(np.concatenate([first[1], second[1]]), steps)
+    assert second[2] == after

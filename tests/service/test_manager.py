@@ -8,6 +8,7 @@ import pytest
 from kssm.errors import KSSMError, NumericalError
 from service.manager import SessionManager
 from service.schemas import SessionCreate
+from service.wire import Frame
 from tests.service.calls import ABSENT, code_of, create, frame, total
 from tests.service.fakes import until
 
@@ -26,6 +27,17 @@ async def test_create_append_forecast(manager):
     ahead = await manager.forecast("t", session, 7, [0.5])
     assert (ahead.seq, ahead.result.quantiles.shape) == (0, (1, 1, 7))
     assert (await manager.forecast("t", session)).result.horizon == 4
+
+
+async def test_a_frame_that_is_not_read_is_answered_from_the_state(manager):
+    session = await create(manager, prompt=[[1.0], [2.0]], timestamps=[0, 1], sample_interval=1.0)
+    early = Frame(0, np.array([[9.0]]), np.array([1.25]))
+    reply = await manager.append("t", session, early)
+    assert (reply.seq, total(reply)) == (0, 3.0)
+    again = await manager.append("t", session, early)
+    assert total(again) == 3.0
+    late = await manager.append("t", session, Frame(1, np.array([[4.0]]), np.array([2.0])))
+    assert (late.seq, total(late)) == (1, 7.0)
 
 
 async def test_a_forecast_before_the_first_frame_has_seq_minus_one(manager):

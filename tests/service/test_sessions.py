@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from kssm.errors import ConflictError, InvalidInputError
 from kssm.runtime import ForecastResult
+from service.records import clock_from_meta, clock_to_meta
 from service.sessions import (
     REPLIES_KEPT,
     Admitted,
@@ -172,3 +173,33 @@ def test_steps_are_always_finite_and_positive(stamps, interval):
     assert np.isfinite(dt).all()
     assert (dt > 0).all()
     assert clock.last == stamps[-1]
+
+
+def test_samples_that_come_too_soon_are_not_read():
+    session = fresh(sample_interval=1.0)
+    stamps = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
+    values = tuple((float(i),) for i in range(6))
+    admitted = session.admit(frame(0, values, np.array(stamps)))
+    assert admitted.values[:, 0].tolist() == [0.0, 4.0]
+    assert admitted.dt.tolist() == [1.0, 1.0]
+    assert admitted.clock == Clock(1.0, 1.25, 0.25)
+    session.commit(admitted, None)
+    nothing = session.admit(frame(1, ((6.0,),), np.array([1.5])))
+    assert nothing.values.shape == (0, 1)
+    session.commit(nothing, None)
+    late = session.admit(frame(2, ((7.0,),), np.array([2.5])))
+    assert late.dt.tolist() == [1.5]
+    untimed = session.admit(frame(2, ((7.0,),)))
+    assert (len(untimed.values), untimed.clock.elapsed) == (1, 0.0)
+
+
+def test_a_bad_value_is_refused_although_it_is_not_read():
+    session = fresh(sample_interval=1.0)
+    with pytest.raises(InvalidInputError) as error:
+        session.admit(frame(0, ((1.0,), (1e31,)), np.array([0.0, 0.1])))
+    assert error.value.code == "value_out_of_range"
+
+
+def test_the_clock_survives_in_the_meta_of_a_state():
+    for clock in (Clock(2.0, 10.0, 0.25), Clock(2.0, 10.0), Clock()):
+        assert clock_from_meta(clock_to_meta(clock)) == clock
