@@ -31,21 +31,21 @@ def sinh(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 1e-2, near, far)
 
 
-def ndtr(x: Tensor) -> Tensor:
-    """Standard normal distribution function, relatively accurate down to 1e-40.
+def erfc(x: Tensor) -> Tensor:
+    """Complementary error function, relatively accurate down to 1e-40.
 
-    The complementary error function as a trapezoidal sum with its correction (Matta and Reichel,
-    "Uniform computation of the error function and other related functions", 1971).
+    A trapezoidal sum with its correction (Matta and Reichel, "Uniform computation of the error
+    function and other related functions", 1971).
     """
-    z = x.abs() / math.sqrt(2.0)
+    z = x.abs()
     square = z * z
     total = torch.zeros_like(z)
     for n in range(_TERMS):
         place = ((n + 0.5) * _SPACING) ** 2
         total = total + math.exp(-place) / (square + place)
     spread = 2.0 * _SPACING / math.pi * z * torch.exp(-square) * total
-    half = 0.5 * spread + 1.0 / (torch.exp(2.0 * math.pi / _SPACING * z) + 1.0)
-    return torch.where(x < 0, half, 1.0 - half)
+    beyond = spread + 2.0 / (torch.exp(2.0 * math.pi / _SPACING * z) + 1.0)
+    return torch.where(x < 0, 2.0 - beyond, beyond)
 
 
 def decompositions() -> dict[Any, Callable[..., Tensor]]:
@@ -54,5 +54,6 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
     return {
         aten.asinh.default: asinh,
         aten.sinh.default: sinh,
-        aten.special_ndtr.default: ndtr,
+        aten.erfc.default: erfc,
+        aten.special_erfc.default: erfc,
     }

@@ -33,8 +33,8 @@ def export_onnx(model: Exportable, path: str | Path) -> None:
     """Write one step of ``model`` to ``path``.
 
     Inputs are those of the model's class in ``steps`` and one packed state tensor for each dtype,
-    outputs the results and the new states. The first axis of all is the rows, of any number. The file's metadata says where each entry of the state lies
-    (``kssm.layout``, JSON).
+    outputs the results and the new states. The first axis of all is the rows, of any number. The
+    file's metadata says where each entry of the state lies (``kssm.layout``, JSON).
 
     Raises:
         InvalidInputError: code ``export_unavailable`` without the packages of the extra

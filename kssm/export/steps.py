@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kssm.errors import InvalidInputError
 from kssm.export.packing import Layout
-from kssm.forecast import SignalForecaster
-from kssm.forecast.distribution import LEVELS
+from kssm.forecast import SignalForecaster, scaler
+from kssm.forecast.forecaster import MAX_NORMALISED
 from kssm.language import LanguageModel
 from kssm.models import SequenceModel
 
@@ -70,6 +71,8 @@ class ForecasterStep(nn.Module):
 
     def __init__(self, forecaster: SignalForecaster) -> None:
         super().__init__()
+        if forecaster.config.thinning:
+            raise InvalidInputError("thinned copies are not exported", "export_unsupported")
         self.forecaster = forecaster
         self.layout = Layout.of(forecaster.state_spec())
 
@@ -89,5 +92,8 @@ class ForecasterStep(nn.Module):
         arena = self.layout.unpack(state)
         rows = torch.arange(values.shape[0], device=values.device)
         tail, healthy = self.forecaster.step_torch_(values, arena, rows, dt)
-        quantiles = self.forecaster.forecast(arena, self.forecaster.config.head_horizon, LEVELS)
+        bounded = arena["forecast"].double().clamp(-MAX_NORMALISED, MAX_NORMALISED)
+        quantiles = scaler.denormalise(bounded, arena["scaler"])
+        unseen = (arena["scaler"][:, 0] == 0)[:, None, None]
+        quantiles = quantiles.masked_fill(unseen, torch.nan)
         return quantiles, tail, healthy, *self.layout.pack(arena)

@@ -7,6 +7,7 @@ a token's position is its predecessor's plus ``dt``.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from kssm.models.window import (
     ring_in_order,
     seen,
 )
+from kssm.ops.eager import outside_graph
+from kssm.ops.launch import runs_triton
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ class TransformerBlock(Block):
         return self._finish(x, y), new_state
 
     def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
+        if runs_triton(arena["keys"]):
+            return self._finish(x, self._step_triton_(x, arena, slots, dt).to(compute_dtype(x)))
         window = self.config.window
         q, k, v = self._project(x)
         step = None if dt is None else dt.unsqueeze(1)
@@ -156,6 +161,14 @@ class TransformerBlock(Block):
         keys, values = (arena[name].index_select(0, slots) for name in ("keys", "values"))
         y = attend_ring(q, keys, values, (count + 1).clamp_max(window))
         return self._finish(x, y)
+
+    def _step_triton_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
+        """What the heads read [N, n_heads, head_size], by one kernel."""
+        packed = self.qkv(self.attention_norm(x).to(compute_dtype(x)))
+        rings = (arena["keys"], arena["values"], arena["count"], arena["phase"])
+        kernel = importlib.import_module("kssm.ops.ring_step")
+        step = outside_graph(kernel.ring_step_triton_)
+        return step(packed, *rings, slots, dt, self.config.rope_theta)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [..., heads, head_size] of tokens x [..., d_model]."""

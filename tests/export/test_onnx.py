@@ -15,6 +15,7 @@ from kssm.cli import main
 from kssm.errors import InvalidInputError
 from kssm.export import Layout, export_onnx
 from kssm.export import onnx as export_module
+from kssm.export.decompositions import asinh, erfc, sinh
 from kssm.forecast import SignalForecaster
 from kssm.forecast.distribution import LEVELS
 from kssm.forecast.testing import tiny_forecaster
@@ -135,7 +136,7 @@ def test_the_file_says_where_the_state_lies(forecaster: SignalForecaster, export
     assert found["kssm.fingerprint"] == forecaster.fingerprint
     places = json.loads(found["kssm.layout"])
     assert places["state_float64"] == [["scaler", [7]]]
-    assert [name for name, _ in places["state_float32"]][0] == "forecast"
+    assert places["state_float32"][0][0] == "forecast"
     assert {entry.shape[0] for entry in session.get_inputs()} == {"rows"}
 
 
@@ -167,3 +168,13 @@ def test_an_unknown_checkpoint_ends_the_command(
         main(["export", "no-such-model", str(tmp_path / "model.onnx")])
     assert error.value.code == 1
     assert "model_not_found" in capsys.readouterr().err
+
+
+def test_functions_that_the_runtime_lacks() -> None:
+    x = torch.linspace(-9.0, 9.0, 2001, dtype=torch.float64)
+    torch.testing.assert_close(erfc(x), torch.special.erfc(x), rtol=1e-11, atol=0.0)
+    large = torch.logspace(-12, 60, 2001, dtype=torch.float64)
+    for own, known in ((asinh, torch.asinh), (sinh, torch.sinh)):
+        points = large if own is asinh else large[large < 100]
+        for signed in (points, -points, torch.zeros(1, dtype=torch.float64)):
+            torch.testing.assert_close(own(signed), known(signed), rtol=1e-12, atol=0.0)
