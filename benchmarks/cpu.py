@@ -15,10 +15,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from benchmarks import cpu_prefill
+from benchmarks import cpu_prefill, cpu_sizes
+from benchmarks.cpu_sizes import packed_bytes, step_of
+from benchmarks.machine import Machine
 from benchmarks.medians import medians
 from kssm.forecast import ForecasterConfig, SignalForecaster, pretrained
-from kssm.forecast.native import NativeModel, build, library
+from kssm.forecast.native import NativeModel, library
+from kssm.quantization import WeightFormat, parse_format, quantize
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 PROMPTS = ("1x16", "1x64", "1x512", "16x32", "16x512")
@@ -29,6 +32,8 @@ class Options:
     """``seconds`` of measuring a batch size or shape; ``candidates``: also what was not chosen."""
 
     model: str | None = None
+    weights: WeightFormat | None = None
+    sizes: tuple[str, ...] = ()
     batches: tuple[int, ...] = BATCHES
     prompts: tuple[tuple[int, int], ...] = ()
     seconds: float = 4.0
@@ -38,7 +43,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Row:
-    """Medians in microseconds of one batch size; ``read``: of reading every weight once."""
+    """Medians in microseconds of one batch size; ``read``: of reading all packed weights once."""
 
     rows: int
     native: float
@@ -69,28 +74,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
-    model = _model(options.model)
+    model = _model(options.model, options.weights)
     if library.load() is None:
         raise SystemExit("there is no compiled step on this machine")
+    sizes = cpu_sizes.measure(options.sizes, options.seconds)
     with torch.inference_mode():
-        rows = [_measure(model, count, options.seconds) for count in options.batches]
+        machine = Machine()
+        rows = [_measure(model, machine, count, options.seconds) for count in options.batches]
         prompts = cpu_prefill.measure(model, options.prompts, options.seconds)
         others = _candidates(model, options.seconds) if options.candidates else []
+    cpu_sizes.print_sizes(sizes)
     _print(rows, prompts, others)
-    print(json.dumps(_line(model, options, rows, prompts, others)))
+    line = _line(model, options, rows, prompts, others)
+    named = [{**asdict(size), "of_limit": round(size.of_limit, 3)} for size in sizes]
+    print(json.dumps(line | {"sizes": named}))
 
 
 def _parse(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="checkpoint (default: random weights, default sizes)")
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--weights", type=parse_format, help="format (default: as stored)")
+    parser.add_argument("--sizes", nargs="*", choices=cpu_sizes.SIZES, default=["1M", "3.3M"])
+    parser.add_argument("--batches", type=int, nargs="*", default=BATCHES)
     parser.add_argument("--prompts", type=_shape, nargs="*", default=list(map(_shape, PROMPTS)))
     parser.add_argument("--seconds", type=float, default=4.0, help="of measuring a batch size")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--candidates", action="store_true", help="what was not chosen, too")
     found = parser.parse_args(arguments)
-    shapes = (tuple(found.batches), tuple(found.prompts))
-    return Options(found.model, *shapes, found.seconds, found.threads, found.candidates)
+    shapes = (tuple(found.sizes), tuple(found.batches), tuple(found.prompts))
+    rest = (found.seconds, found.threads, found.candidates)
+    return Options(found.model, found.weights, *shapes, *rest)
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -99,23 +112,25 @@ def _shape(text: str) -> tuple[int, int]:
     return rows, tokens
 
 
-def _model(name: str | None) -> SignalForecaster:
+def _model(name: str | None, weights: WeightFormat | None) -> SignalForecaster:
     if name is not None:
-        return pretrained.load(name)
+        return pretrained.load(name, weights=weights)
     torch.manual_seed(0)
-    return SignalForecaster(ForecasterConfig()).eval().requires_grad_(False)
+    model = SignalForecaster(ForecasterConfig()).eval().requires_grad_(False)
+    quantize(model, weights or "float32")
+    model.native.hold()
+    return model
 
 
-def _measure(model: SignalForecaster, count: int, seconds: float) -> Row:
-    arenas = model.initial_state(count + 1), model.initial_state(count + 1)
-    slots = torch.randperm(count) + 1
+def _measure(model: SignalForecaster, machine: Machine, count: int, seconds: float) -> Row:
+    arena, slots = model.initial_state(count + 1), torch.randperm(count) + 1
     values, dt = torch.randn(count).double(), torch.ones(count).double()
-    weights = torch.randn(_weights(model))
+    packed = torch.ones(packed_bytes(model), dtype=torch.uint8)
     times = medians(
         {
-            "native": lambda: model.step_(values, arenas[0], slots, dt),
-            "torch": lambda: model.step_torch_(values, arenas[1], slots, dt),
-            "read": weights.sum,
+            "native": step_of(model, count),
+            "torch": lambda: model.step_torch_(values, arena, slots, dt),
+            "read": lambda: machine.read(packed),
         },
         seconds,
     )
@@ -123,7 +138,7 @@ def _measure(model: SignalForecaster, count: int, seconds: float) -> Row:
 
 
 def _weights(model: SignalForecaster) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(tensor.numel() for tensor in model.state_dict().values())
 
 
 def _candidates(model: SignalForecaster, seconds: float) -> list[Candidate]:
@@ -137,7 +152,7 @@ def _candidates(model: SignalForecaster, seconds: float) -> list[Candidate]:
     if importlib.util.find_spec("numba"):
         makers["numba"] = cpu_candidates.numba_step
     starts: dict[str, float] = {"compiled C": _start_native(model)}
-    actions = {"compiled C": _whole_step(model)}
+    actions = {"compiled C": step_of(model)}
     for name, make in makers.items():
         start = time.perf_counter()
         step = make(model)
@@ -152,14 +167,8 @@ def _start_native(model: SignalForecaster) -> float:
     """Seconds to pack the weights and run the first step with a library that is there."""
     model.native = NativeModel()
     start = time.perf_counter()
-    _whole_step(model)()
+    step_of(model)()
     return time.perf_counter() - start
-
-
-def _whole_step(model: SignalForecaster) -> Callable[[], object]:
-    arena, slots = model.initial_state(2), torch.tensor([1])
-    values, dt = torch.zeros(1).double(), torch.ones(1).double()
-    return lambda: model.step_(values, arena, slots, dt)
 
 
 def _print(
@@ -189,7 +198,8 @@ def _line(
         "benchmark": "cpu",
         "options": asdict(options),
         "weights": _weights(model),
-        "variants": sorted(build.variants()),
+        "packed_bytes": packed_bytes(model),
+        "variants": library.usable_variants(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "steps": [{**asdict(r), **more} for r, more in zip(rows, ratios, strict=True)],

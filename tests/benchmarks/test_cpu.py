@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import cpu, cpu_candidates, cpu_prefill
+from benchmarks import cpu, cpu_candidates, cpu_prefill, cpu_sizes
 from kssm.forecast.native import library
 from kssm.forecast.testing import tiny_forecaster
 
@@ -18,12 +18,19 @@ from kssm.forecast.testing import tiny_forecaster
 def test_ends_with_a_line_of_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "_model", lambda name: tiny_forecaster())
+    monkeypatch.setattr(cpu, "_model", lambda name, weights: tiny_forecaster())
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    cpu.main(["--batches", "1", "3", "--prompts", "2x5", "--seconds", "0"])
+    monkeypatch.setattr(cpu_sizes, "SIZES", {"1M": tiny_forecaster().config})
+    cpu.main(["--sizes", "1M", "--batches", "1", "3", "--prompts", "2x5", "--seconds", "0"])
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["benchmark"] == "cpu"
     assert [step["rows"] for step in line["steps"]] == [1, 3]
+    for size in line["sizes"]:
+        limit = max(size["read"], size["compute"])
+        assert size["of_limit"] == pytest.approx(limit / size["step"], abs=0.01)
+    whole, stored, half, brain, whole_numbers = line["sizes"]
+    assert stored["megabytes"] == half["megabytes"] == brain["megabytes"] < whole["megabytes"]
+    assert whole_numbers["megabytes"] < half["megabytes"]
     (prefill,) = line["prefill"]
     assert (prefill["rows"], prefill["tokens"]) == (2, 5)
     assert prefill["speedup"] == pytest.approx(prefill["native"] / prefill["torch"], rel=0.01)

@@ -40,7 +40,7 @@ def formatted(model: SignalForecaster, chosen: WeightFormat) -> SignalForecaster
 
 
 def packed_format(model: SignalForecaster) -> str:
-    found = model.native._usable(model)
+    found = model.native.usable(model)
     assert found is not None
     return found[1].format
 
@@ -118,10 +118,10 @@ def test_fp32_numbers_that_fit_into_fp16_are_packed_so_with_the_same_results(
 
 def test_written_bytes_are_seen() -> None:
     model = formatted(tiny_forecaster(), "int8")
-    found = model.native._usable(model)
-    assert found == model.native._usable(model)
+    found = model.native.usable(model)
+    assert found == model.native.usable(model)
     model.get_buffer("backbone.blocks.1.in_proj.unit").mul_(2)
-    again = model.native._usable(model)
+    again = model.native.usable(model)
     assert found is not None
     assert again is not None
     assert again[1] is not found[1]
@@ -130,7 +130,7 @@ def test_written_bytes_are_seen() -> None:
 def test_mixed_formats_run_in_torch() -> None:
     model = tiny_forecaster()
     quantize(model, "int8", keep={"head.out"})
-    assert model.native._usable(model) is None
+    assert model.native.usable(model) is None
     assert model.step_(
         torch.ones(1).double(), model.initial_state(2), torch.tensor([1])
     ).healthy.all()
@@ -144,26 +144,26 @@ class TestHeld:
         model = tiny_forecaster().requires_grad_(False)
         model.native = NativeModel()
         model.native.hold()
-        assert model.native._usable(model) is not None
+        assert model.native.usable(model) is not None
         return model
 
     def test_single_writes_are_not_looked_for(self, model: SignalForecaster) -> None:
-        before = model.native._usable(model)
+        before = model.native.usable(model)
         model.get_parameter("backbone.blocks.1.skip").mul_(2)
-        assert model.native._usable(model) == before
+        assert model.native.usable(model) == before
         model.native.forget()
-        assert model.native._usable(model) != before
+        assert model.native.usable(model) != before
 
     @pytest.mark.parametrize("assign", [False, True])
     def test_loading_is_seen(self, model: SignalForecaster, assign: bool) -> None:
-        before = model.native._usable(model)
+        before = model.native.usable(model)
         model.load_state_dict(tiny_forecaster(seed=1).state_dict(), assign=assign)
-        assert model.native._usable(model) != before
+        assert model.native.usable(model) != before
 
     def test_moving_and_training_are_seen(self, model: SignalForecaster) -> None:
-        before = model.native._usable(model)
-        assert model.double().native._usable(model) is None
-        assert model.float().train().eval().native._usable(model) != before
+        before = model.native.usable(model)
+        assert model.double().native.usable(model) is None
+        assert model.float().train().eval().native.usable(model) != before
 
     def test_shipped_models_are_held_and_their_copies_not(self) -> None:
         model = pretrained.load()
@@ -212,7 +212,7 @@ class TestKnownArena:
         model = tiny_forecaster()
         arena = model.initial_state(2)
         self.step(model, arena)
-        found, known = model.native._usable(model), model.native._arena
+        found, known = model.native.usable(model), model.native._arena
         assert found is not None
         assert known is not None
         assert known.is_still(found[1], arena)

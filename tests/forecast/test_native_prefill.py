@@ -269,4 +269,4 @@ def test_no_rows_are_fine(tiny: SignalForecaster) -> None:
 
 def test_the_default_model_is_one_that_compiles() -> None:
     model = SignalForecaster(ForecasterConfig()).eval()
-    assert NativeModel()._usable(model) is not None
+    assert NativeModel().usable(model) is not None

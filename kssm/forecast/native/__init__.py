@@ -77,7 +77,7 @@ class NativeModel:
 
         Raises ``IndexError`` for a slot outside the arena.
         """
-        found = self._usable(model) if is_sample_batch(values, slots, dt) else None
+        found = self.usable(model) if is_sample_batch(values, slots, dt) else None
         if found is None:
             return None
         known = self._arena
@@ -99,7 +99,7 @@ class NativeModel:
         dt: Tensor | None,
     ) -> tuple[State, Tensor] | None:
         """``SignalForecaster.prefill``: (state, tail [B, T])."""
-        found = self._usable(model) if is_series_batch(values, lengths, dt) else None
+        found = self.usable(model) if is_series_batch(values, lengths, dt) else None
         new = copied(found[1], state) if found else None
         if found is None or new is None:
             return None
@@ -113,7 +113,7 @@ class NativeModel:
 
     def roll_out(self, model: SignalForecaster, state: State, reads: int) -> Tensor | None:
         """Normalised quantiles [B, reads K, 9], read after each K missing samples."""
-        found = self._usable(model)
+        found = self.usable(model)
         new = copied(found[1], state) if found else None
         if found is None or new is None:
             return None
@@ -127,7 +127,7 @@ class NativeModel:
         ).run()
         return forecasts.flatten(1, 2)
 
-    def _usable(self, model: SignalForecaster) -> tuple[Library, Weights] | None:
+    def usable(self, model: SignalForecaster) -> tuple[Library, Weights] | None:
         """The library and the current weights; None if torch must do the work."""
         if model.training or torch.compiler.is_compiling():
             return None

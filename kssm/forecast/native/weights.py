@@ -108,6 +108,11 @@ class Weights:
             self.sizes = sizes_of(model.config, model.backbone.norm.eps, self.format)
             self._pack(model, matrices, library)
 
+    @property
+    def nbytes(self) -> int:
+        """Of the packed copy."""
+        return 0 if self._packed is None else self._packed.nbytes
+
     def are_current(self, model: SignalForecaster, *, quick: bool) -> bool:
         """Whether the model's weights are still the ones that were packed.
 

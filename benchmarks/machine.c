@@ -1,4 +1,4 @@
-/* Multiply-adds a second that one core can do: the arithmetic's limit for benchmarks/cpu_prefill.py. */
+/* What one core can do at most, for benchmarks/machine.py. */
 #include "../kssm/forecast/native/lanes.h"
 
 #define CHAINS 12 /* enough to hide the latency of each */
@@ -24,4 +24,18 @@ __attribute__((visibility("default"))) int peak(long turns) {
         }
     }
     return LANES * CHAINS;
+}
+
+/* Reads `size` bytes; returns a number that depends on all of them, so that none is left out. */
+__attribute__((visibility("default"))) int read_all(const char *bytes, long size) {
+    whole sums[8] = {{0}};
+    long i = 0;
+    for (; i + (long)sizeof sums <= size; i += (long)sizeof sums)
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) sums[j] += *(const stored_whole *)(bytes + i + j * sizeof *sums);
+    int sum = 0;
+    for (; i < size; i++) sum += bytes[i];
+    for (int j = 0; j < 8; j++)
+        for (int lane = 0; lane < LANES; lane++) sum += sums[j][lane];
+    return sum;
 }
