@@ -95,7 +95,7 @@ class FusedModel:
         if model.training or not model.embed.weight.is_cuda or not _triton_installed():
             return None
         seen = versions_of(model)
-        if seen is None or seen != self._seen:
+        if seen != self._seen:
             self._seen = seen
             sizes = Sizes.of(model) if can_pack(model) else None
             self._weights = sizes and Weights.pack(model, sizes, kind_for(model))

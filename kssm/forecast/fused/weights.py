@@ -135,13 +135,11 @@ class Weights:
         )
 
 
-def versions_of(model: SignalForecaster) -> list[int] | None:
-    """What changes when the weights do; None for inference tensors, which do not count."""
+def versions_of(model: SignalForecaster) -> list[int]:
+    """What changes when the weights do. Writes to inference tensors are not counted by torch."""
     tensors = list(model.parameters())
-    try:
-        versions = [tensor._version for tensor in tensors]  # pyright: ignore[reportPrivateUsage]
-    except RuntimeError:
-        return None
+    counted = not any(tensor.is_inference() for tensor in tensors[:1])
+    versions = [tensor._version for tensor in tensors] if counted else []  # pyright: ignore[reportPrivateUsage]
     return versions + [tensor.data_ptr() for tensor in tensors[:2]]
 
 
