@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kssm.models.kssm import KSSMBlock
+from kssm.models.kssm_matrix import KSSMMatrixBlock
 from kssm.models.mamba import MambaBlock
 from kssm.models.mamba2 import Mamba2Block
 from kssm.models.rwkv6 import RWKV6Block
 from kssm.models.s4d import S4DBlock
 from kssm.models.stack import Stack
 from kssm.models.transformer import TransformerBlock
+from kssm.ops.matrix_scan.gates import MatrixParameters, compute_gates
 
 
 class Spectrum(NamedTuple):
@@ -55,29 +57,29 @@ def spectra(stack: Stack) -> list[Spectrum]:
 
 
 def _spectrum(block: torch.nn.Module) -> Spectrum:
+    kind = type(block).__name__.removesuffix("Block").lower()
+    flat = _logarithm(block).flatten().cpu()
+    window = block.config.window if isinstance(block, TransformerBlock) else None
+    if not flat.is_complex():
+        return Spectrum(kind, flat, torch.zeros_like(flat), window)
+    return Spectrum(kind, flat.real, flat.imag.abs() / (2 * math.pi))
+
+
+def _logarithm(block: torch.nn.Module) -> Tensor:
+    """Logarithms of a layer's eigenvalues, real or complex, in any shape; none of attention's."""
     match block:
         case KSSMBlock():
-            return _of(block, _cayley(block))
+            return _cayley(block)
+        case KSSMMatrixBlock():
+            return _split_cayley(block)
         case MambaBlock() | Mamba2Block():
-            return _of(block, _zero_order_hold(block))
+            return _zero_order_hold(block)
         case RWKV6Block():
-            return _of(block, -block.time.decay.double().exp())
+            return -block.time.decay.double().exp()
         case S4DBlock():
-            return _of(block, block.transition(None)[0].to(torch.complex128).log())
-        case TransformerBlock():
-            nothing = torch.empty(0, dtype=torch.float64)
-            return Spectrum("transformer", nothing, nothing, block.config.window)
+            return block.transition(None)[0].to(torch.complex128).log()
         case _:
-            return _of(block, torch.empty(0, dtype=torch.float64))
-
-
-def _of(block: torch.nn.Module, logarithm: Tensor) -> Spectrum:
-    """From logarithms of eigenvalues, real or complex."""
-    kind = type(block).__name__.removesuffix("Block").lower()
-    flat = logarithm.flatten().cpu()
-    if not flat.is_complex():
-        return Spectrum(kind, flat, torch.zeros_like(flat))
-    return Spectrum(kind, flat.real, flat.imag.abs() / (2 * math.pi))
+            return torch.empty(0, dtype=torch.float64)
 
 
 def _cayley(block: KSSMBlock) -> Tensor:
@@ -89,6 +91,15 @@ def _cayley(block: KSSMBlock) -> Tensor:
     # |1 - z|^2 = |1 + z|^2 - 4 Re z: exact for modes within 1e-16 of the unit circle too.
     decay = 0.5 * torch.log1p(-4 * z.real / (1 + z).abs().square())
     return torch.complex(decay, ((1 - z) / (1 + z)).angle())
+
+
+def _split_cayley(block: KSSMMatrixBlock) -> Tensor:
+    """Logarithm of each head's decay times each of its group's rotations, [heads, pairs]."""
+    p = MatrixParameters(*(parameter.double() for parameter in block.scan_parameters()))
+    heads, still = torch.zeros_like(p.dt_bias), torch.zeros_like(p.rate)
+    gates = compute_gates(heads, heads, still, None, p)
+    angle = -2 * gates.half_angle.repeat_interleave(len(heads) // len(still), dim=0)
+    return torch.complex(gates.log_decay.unsqueeze(-1).expand_as(angle), angle)
 
 
 def _zero_order_hold(block: MambaBlock | Mamba2Block) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from kssm.language import KSSMLMHeadModel, LanguageConfig, LanguageModel
 from kssm.models.hybrid import HybridConfig
 from kssm.models.kssm import KSSMConfig
+from kssm.models.kssm_matrix import KSSMMatrixConfig
 from kssm.models.mamba import MambaConfig
 from kssm.models.mamba2 import Mamba2Config
 from kssm.models.rwkv6 import RWKV6Config
@@ -23,6 +24,9 @@ _TRANSFORMER = TransformerConfig(
 )
 BACKBONES: dict[str, StackConfig] = {
     "kssm": _KSSM,
+    "kssm_matrix": KSSMMatrixConfig(
+        d_model=WIDTH, n_layers=2, d_inner=16, head_dim=8, pairs=4, d_mlp=16
+    ),
     "mamba": MambaConfig(d_model=WIDTH, n_layers=2, d_inner=32, d_state=4, rank=2),
     "mamba2": Mamba2Config(d_model=WIDTH, n_layers=2, d_inner=32, head_dim=8, d_state=8),
     "rwkv6": RWKV6Config(

@@ -21,6 +21,7 @@ from kssm.models import (
     Transformer,
     TransformerConfig,
 )
+from kssm.models.kssm_matrix import KSSMMatrix, KSSMMatrixConfig
 from kssm.models.spectrum import spectra
 from kssm.models.stack import Stack
 
@@ -33,10 +34,15 @@ def stacks() -> list[Stack]:
         Mamba2(Mamba2Config(d_model=16, n_layers=2, d_inner=24, head_dim=6, d_state=5)),
         RWKV6(RWKV6Config(d_model=16, n_layers=2, head_size=4, d_ffn=24)),
         S4D(S4DConfig(d_model=16, n_layers=2, d_state=5, d_mlp=0)),
+        KSSMMatrix(
+            KSSMMatrixConfig(
+                d_model=16, n_layers=2, d_inner=24, head_dim=6, pairs=5, groups=2, d_mlp=0
+            )
+        ),
     ]
 
 
-@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize("index", range(6))
 def test_states_fade_and_turn_as_the_spectrum_says(index: int) -> None:
     """A state left alone (tokens of zeros) is multiplied by the eigenvalues."""
     net = stacks()[index].double().eval().requires_grad_(False)
@@ -49,9 +55,13 @@ def test_states_fade_and_turn_as_the_spectrum_says(index: int) -> None:
     _, end = net(x, start)
     layer = spectra(net)[0]
     before, after = start[name][0], end[name][0]
-    if isinstance(net, KSSM | S4D):
+    if isinstance(net, KSSM | S4D | KSSMMatrix):
         old, new = torch.view_as_complex(before), torch.view_as_complex(after)
-        ratio = (new / old).flatten()
+        ratio = new / old
+        if isinstance(net, KSSMMatrix):
+            assert torch.allclose(ratio, ratio[:, :1].expand_as(ratio))
+            ratio = ratio[:, 0]
+        ratio = ratio.flatten()
         # KSSM's pair turns the other way round: only the size of the angle is told.
         expected = torch.polar(layer.log_radius.mul(steps).exp(), torch.zeros_like(layer.angle))
         assert torch.allclose(ratio.abs(), expected.abs(), rtol=1e-6)
