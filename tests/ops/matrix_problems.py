@@ -53,8 +53,8 @@ class MatrixProblem:
             "lengths": self.lengths,
         }
         if isinstance(scan, str):
-            return matrix_scan(*self.inputs, self.parameters, **options, backend=scan)
-        return scan(*self.inputs, self.parameters, **options)
+            return matrix_scan(*self.inputs, parameters=self.parameters, **options, backend=scan)
+        return scan(*self.inputs, parameters=self.parameters, **options)
 
     def gradients(self, scan: Run | str) -> dict[str, Tensor]:
         """Gradients of the loss by name."""
@@ -67,7 +67,7 @@ class MatrixProblem:
         loss = (y.to(self.y_weight.dtype) * self.y_weight).sum() + (final * self.final_weight).sum()
         found = torch.autograd.grad(loss, leaves)
         for leaf in leaves:
-            leaf.requires_grad_(requires_grad=False)
+            leaf.requires_grad_(False)
         return dict(zip(NAMES, found, strict=False))
 
 

@@ -73,7 +73,7 @@ def test_a_pair_turns_and_decays_as_the_equations_say() -> None:
     b = torch.tensor([0.5, -1.0], dtype=torch.float64).expand(1, tokens, 1, 2)
     c = torch.tensor([2.0, 0.7], dtype=torch.float64).expand(1, tokens, 1, 2)
     inputs = (x, b, c, zeros, zeros, zeros.unsqueeze(-1))
-    y, final = matrix_scan(*inputs, parameters, backend="chunked")
+    y, final = matrix_scan(*inputs, parameters=parameters, backend="chunked")
     u = q / math.sqrt(1 + q * q)
     factor = (1 - u) / (1 + u) * complex(1, -v) / complex(1, v)
     h = dt / (1 + u) / complex(1, v) * 3.0 * complex(0.5, -1.0)
@@ -89,8 +89,8 @@ def test_a_cut_anywhere_gives_the_same(cut: int) -> None:
     y, final = problem.run("chunked")
     first: Any = [t[:, :cut] for t in problem.inputs]
     rest: Any = [t[:, cut:] for t in problem.inputs]
-    head, middle = matrix_scan(*first, problem.parameters)
-    tail, end = matrix_scan(*rest, problem.parameters, initial_state=middle)
+    head, middle = matrix_scan(*first, parameters=problem.parameters)
+    tail, end = matrix_scan(*rest, parameters=problem.parameters, initial_state=middle)
     assert relative_error(torch.cat([head, tail], 1), y) <= 1e-12
     assert relative_error(end, final) <= 1e-12
 
@@ -100,18 +100,20 @@ def test_held_tokens_change_no_bit(backend: Any) -> None:
     problem = make_problem().to(torch.float32)
     options: Any = {"initial_state": problem.initial_state, "backend": backend}
     still = torch.zeros_like(problem.token_dt)
-    _, state = matrix_scan(*problem.inputs, problem.parameters, token_dt=still, **options)
+    _, state = matrix_scan(
+        *problem.inputs, parameters=problem.parameters, token_dt=still, **options
+    )
     assert torch.equal(state, problem.initial_state)
     garbage: Any = [t.clone() for t in problem.inputs]
     garbage[0][:, 20:] = torch.nan
     lengths = torch.tensor([20, 0])
-    y, state = matrix_scan(*garbage, problem.parameters, lengths=lengths, **options)
+    y, state = matrix_scan(*garbage, parameters=problem.parameters, lengths=lengths, **options)
     assert torch.equal(state[1], problem.initial_state[1])
     assert (y[0, 20:] == 0).all()
     assert torch.isfinite(state).all()
     short: Any = [t[:1, :20] for t in problem.inputs]
     options["initial_state"] = problem.initial_state[:1]
-    own, last = matrix_scan(*short, problem.parameters, **options)
+    own, last = matrix_scan(*short, parameters=problem.parameters, **options)
     assert relative_error(y[:1, :20], own) <= 1e-5
     assert relative_error(state[:1], last) <= 1e-5
 
@@ -146,7 +148,9 @@ def run_steps(problem: MatrixProblem, backend: Any, arena: Tensor, slots: Tensor
         token: Any = [entry[:, t] for entry in problem.inputs]
         token_dt = None if problem.token_dt is None else problem.token_dt[:, t]
         options: Any = {"token_dt": token_dt, "backend": backend}
-        outputs.append(matrix_step_(*token, problem.parameters, arena, slots, **options))
+        outputs.append(
+            matrix_step_(*token, parameters=problem.parameters, state=arena, slots=slots, **options)
+        )
     return torch.stack(outputs, 1)
 
 
@@ -155,7 +159,7 @@ def test_steps_equal_the_scan(backend: str) -> None:
     problem = make_problem(tokens=12).to(torch.float32)
     y, final = matrix_scan(
         *problem.inputs,
-        problem.parameters,
+        parameters=problem.parameters,
         token_dt=problem.token_dt,
         initial_state=problem.initial_state,
     )
@@ -176,7 +180,14 @@ def test_steps_touch_only_what_advances(backend: Any) -> None:
     before = arena.clone()
     slots = torch.tensor([4, -1, 2, 5])
     factor = torch.tensor([1.0, 1.0, 0.0, 1.0])
-    y = matrix_step_(*token, problem.parameters, arena, slots, token_dt=factor, backend=backend)
+    y = matrix_step_(
+        *token,
+        parameters=problem.parameters,
+        state=arena,
+        slots=slots,
+        token_dt=factor,
+        backend=backend,
+    )
     assert (y[1] == 0).all()
     for untouched in (0, 1, 2, 3):
         assert torch.equal(arena[untouched], before[untouched])

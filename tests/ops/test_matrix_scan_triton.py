@@ -13,7 +13,7 @@ from torch import Tensor
 from kssm.ops.matrix_scan import matrix_scan
 from kssm.ops.matrix_scan.chunked import scan_chunked
 from kssm.ops.matrix_scan.kernel import scan_triton
-from kssm.ops.matrix_scan.kernel_launch import tuned
+from kssm.ops.matrix_scan.kernel_launch import best_cut, tuned
 from tests.ops.matrix_problems import MatrixProblem, make_problem, relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,7 +25,8 @@ def errors(problem: MatrixProblem, dtype: torch.dtype, **change: int) -> dict[st
     """Of y, the last state and every gradient, from the same rounded inputs."""
     rounded = problem.to(dtype, DEVICE)
     exact = rounded.to(torch.float64, DEVICE)
-    scan = partial(scan_triton, tuning=replace(tuned(dtype), **change))
+    values, width = rounded.inputs[0].shape[-1], rounded.inputs[1].shape[-1]
+    scan = partial(scan_triton, tuning=replace(tuned(dtype, values, width), **change))
     found = dict(zip(("y", "final"), rounded.run(scan), strict=True))
     expected = dict(zip(("y", "final"), exact.run(scan_chunked), strict=True))
     found |= rounded.gradients(scan)
@@ -50,13 +51,20 @@ def test_one_row_is_cut_into_segments() -> None:
     assert_close(make_problem(1, 600, 2, 16, 1, 8), torch.float32, walkers=8)
 
 
-@pytest.mark.parametrize("pair", [1, 2])
-def test_heads_alone_and_in_pairs(pair: int) -> None:
-    assert_close(make_problem(1, 90, 2, 16, 1, 16, options=False), torch.float32, pair=pair)
-
-
 def test_an_odd_number_of_heads() -> None:
-    assert_close(make_problem(1, 40, 3, 16, 1, 8), torch.float32, pair=2)
+    assert_close(make_problem(1, 40, 3, 16, 1, 16), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("walks", "chunks", "room"), [(1, 1, 1), (1, 3, 528), (16, 4096, 528), (1024, 64, 528)]
+)
+def test_cuts_fill_the_device(walks: int, chunks: int, room: int) -> None:
+    segments = best_cut(walks, chunks, room)
+    assert 1 <= segments <= max(1, chunks // 4)
+    if walks >= room or chunks < 8:
+        assert segments == 1
+    else:
+        assert walks * segments >= 0.9 * room
 
 
 def test_slices_of_a_projection_are_read_in_place() -> None:
@@ -65,8 +73,8 @@ def test_slices_of_a_projection_are_read_in_place() -> None:
     wide = torch.cat(flat, dim=-1)
     slices = wide.split([t.shape[-1] for t in flat], dim=-1)
     views: Any = [s.unflatten(-1, t.shape[2:]) for s, t in zip(slices, problem.inputs, strict=True)]
-    y, final = matrix_scan(*views, problem.parameters, backend="triton")
-    expected = matrix_scan(*problem.inputs, problem.parameters, backend="triton")
+    y, final = matrix_scan(*views, parameters=problem.parameters, backend="triton")
+    expected = matrix_scan(*problem.inputs, parameters=problem.parameters, backend="triton")
     assert torch.equal(y, expected[0])
     assert torch.equal(final, expected[1])
 

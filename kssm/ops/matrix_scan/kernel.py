@@ -37,8 +37,8 @@ def scan_triton(
     lengths: Tensor | None = None,
     tuning: Tuning | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes, results and gradients as ``matrix_scan``; ``tuning`` None = by dtype."""
-    tuning = tuned(x.dtype) if tuning is None else tuning
+    """Shapes, results and gradients as ``matrix_scan``; ``tuning`` None = by dtype and sizes."""
+    tuning = tuning or tuned(x.dtype, x.shape[-1], b.shape[-1])
     token_dt = None if token_dt is None else token_dt.float().contiguous()
     lengths = None if lengths is None else lengths.contiguous()
     return _TritonScan.apply(

@@ -64,29 +64,25 @@ def walk_kernel(
     x_ptr, b_ptr, c_ptr, decay_ptr, weight_ptr, lengths_ptr, start_ptr, y_ptr, final_ptr,
     row_x, tokens, chunks, segments, span,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, W: tl.constexpr, Q: tl.constexpr,
-    PAIR: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Outputs of a segment of ``span`` chunks, from start [B, S, H, W, P] (None = zeros).
 
     The last segment stores the state behind the row, final [B, H, W, P].
     """
-    blocks: tl.constexpr = H // PAIR
-    head = (tl.program_id(0) % blocks) * PAIR
-    segment = (tl.program_id(0) // blocks) % segments
-    row = tl.program_id(0) // (blocks * segments)
+    head = tl.program_id(0) % H
+    segment = (tl.program_id(0) // H) % segments
+    row = tl.program_id(0) // (H * segments)
     group = head // (H // G)
     end = row_end(lengths_ptr, row, tokens)
     w = tl.arange(0, W)
     t = tl.arange(0, Q)
     gate_row = (row * H + head).to(tl.int64) * (chunks * Q)
     tile = w[:, None] * P + tl.arange(0, P)[None, :]
-    h0 = tl.zeros([W, P], dtype=tl.float32)
-    h1 = h0
+    h = tl.zeros([W, P], dtype=tl.float32)
     if start_ptr is not None:
-        at = start_ptr + ((row * segments + segment) * H + head).to(tl.int64) * (W * P) + tile
-        h0 = tl.load(at)
-        if PAIR == 2:
-            h1 = tl.load(at + W * P)
+        own = ((row * segments + segment) * H + head).to(tl.int64)
+        h = tl.load(start_ptr + own * (W * P) + tile)
     stop = tl.minimum((segment + 1) * span, tl.cdiv(end, Q))
     for chunk in tl.range(segment * span, stop, num_stages=STAGES):
         first = row.to(tl.int64) * tokens + chunk * Q
@@ -95,21 +91,12 @@ def walk_kernel(
         c = token_tile(c_ptr + group * W, first, t, room, G * W, w)
         scores = tl.dot(c, tl.trans(b), input_precision=PRECISION)
         gate = gate_row + chunk * Q
-        h0 = advance_head(
-            h0, scores, b, c, x_ptr + head * P, y_ptr + head * P, decay_ptr + gate,
+        h = advance_head(
+            h, scores, b, c, x_ptr + head * P, y_ptr + head * P, decay_ptr + gate,
             weight_ptr + gate, first, t, room, row_x, H * P, Q, P, PRECISION,
         )  # fmt: skip
-        if PAIR == 2:
-            gate += chunks * Q
-            h1 = advance_head(
-                h1, scores, b, c, x_ptr + (head + 1) * P, y_ptr + (head + 1) * P,
-                decay_ptr + gate, weight_ptr + gate, first, t, room, row_x, H * P, Q, P, PRECISION,
-            )  # fmt: skip
     if segment == segments - 1:
-        at = final_ptr + (row * H + head).to(tl.int64) * (W * P) + tile
-        tl.store(at, h0)
-        if PAIR == 2:
-            tl.store(at + W * P, h1)
+        tl.store(final_ptr + (row * H + head).to(tl.int64) * (W * P) + tile, h)
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks", "segments", "span"])
@@ -252,6 +239,8 @@ def chunk_backward_kernel(
 ):  # fmt: skip
     """The gradients of one chunk's tokens, for H / (G PARTS) heads one after another.
 
+    B, C and their scores are taken up anew for every head: kept, they would not fit in registers.
+
     state [B, K + 1, H, W, P] before the chunk, dstate [B, K, H, W, P]: the adjoint behind it.
     db, dc [PARTS, B, T, G, W]; ddecay, dweight [B, H, K Q] in natural units.
     """
@@ -266,15 +255,14 @@ def chunk_backward_kernel(
     t = tl.arange(0, Q)
     first = row.to(tl.int64) * tokens + chunk * Q
     room = row_end(lengths_ptr, row, tokens) - chunk * Q
-    b = token_tile(b_ptr + group * W, first, t, room, G * W, w)
-    c = token_tile(c_ptr + group * W, first, t, room, G * W, w)
-    kind = b.dtype
-    scores = tl.dot(c, tl.trans(b), input_precision=PRECISION)
+    kind = x_ptr.dtype.element_ty
     tile = w[:, None] * P + p[None, :]
     db = tl.zeros([Q, W], dtype=tl.float32)
     dc = tl.zeros([Q, W], dtype=tl.float32)
     begin = group * (H // G) + part * heads
     for head in tl.range(begin, begin + heads, num_stages=STAGES):
+        b = token_tile(b_ptr + group * W, first, t, room, G * W, w)
+        c = token_tile(c_ptr + group * W, first, t, room, G * W, w)
         x = token_tile(x_ptr + head * P, first, t, room, row_x, p)
         dy = token_tile(dy_ptr + head * P, first, t, room, row_dy, p)
         own = ((row * chunks + chunk) * H + head).to(tl.int64)
@@ -287,6 +275,7 @@ def chunk_backward_kernel(
         kept = kept_between(decay, weight, t)
         left = tl.exp2(total - weight)
 
+        scores = tl.dot(c, tl.trans(b), input_precision=PRECISION)
         inside = (scores * kept).to(kind)
         dx = tl.dot(b, dstate, input_precision=PRECISION) * left[:, None]
         dx = tl.dot(tl.trans(inside), dy, acc=dx, input_precision=PRECISION)

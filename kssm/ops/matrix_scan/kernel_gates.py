@@ -51,8 +51,14 @@ def half_angle(v):
 
 
 @triton.jit
-def turns(half):
-    """The angle 2 · half in units of 2^-32 turns."""
+def turns(v, EXACT: tl.constexpr):
+    """The angle 2 atan(v) in units of 2^-32 turns; EXACT: v in fp64, one step of Newton's."""
+    half = half_angle(v.to(tl.float32))
+    if EXACT:
+        half = half.to(tl.float64)
+        cos, sin = tl.cos(half), tl.sin(half)
+        half += (v * cos - sin) / (cos + v * sin)
+        return (half * (TURN / 3.141592653589793)).to(tl.int64).to(tl.int32)
     value = half * (TURN / 3.141592653589793)
     return tl.minimum(tl.maximum(value, -MOST), MOST).to(tl.int32)
 
@@ -82,11 +88,16 @@ def speed(rate, omega, factor):
 
 
 @triton.jit
-def pair_speed(omega_ptr, rate, token, row_omega, group, factor, live, n, N: tl.constexpr):
-    """v [Q, N] of a chunk's tokens, 0 at those not live."""
+def pair_speed(
+    omega_ptr, rate, token, row_omega, group, factor, live, n, N: tl.constexpr, EXACT: tl.constexpr
+):  # fmt: skip
+    """v [Q, N] of a chunk's tokens (EXACT: in fp64), 0 at those not live."""
     place = omega_ptr + token[:, None].to(tl.int64) * row_omega + group * N + n[None, :]
     omega = tl.load(place, mask=live[:, None] & (n < N)[None, :], other=0.0).to(tl.float32)
-    return tl.where(live[:, None], speed(rate[None, :], omega, factor[:, None]), 0.0)
+    if EXACT:
+        omega, rate, factor = omega.to(tl.float64), rate.to(tl.float64), factor.to(tl.float64)
+    v = speed(rate[None, :], omega, factor[:, None])
+    return tl.where(live[:, None], v, tl.zeros_like(v))
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks"])
@@ -95,7 +106,7 @@ def gates_kernel(
     decay_ptr, weight_ptr, totals_ptr,
     row_alpha, row_dt, row_omega, tokens, chunks,
     H: tl.constexpr, G: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, HEADS: tl.constexpr,
-    PAIRS: tl.constexpr,
+    PAIRS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """One chunk. decay [B, H, K Q]: the log2 decay since the chunk's start, the token included;
     weight: that minus the log2 gain; totals [B, G, N, K]: the turns of the whole chunk."""
@@ -130,8 +141,8 @@ def gates_kernel(
     n = tl.arange(0, PAIRS)
     for g in tl.static_range(G):
         rate = tl.load(rate_ptr + g * N + n, mask=n < N, other=0.0)
-        v = pair_speed(omega_ptr, rate, token, row_omega, g, factor, live, n, N)
-        total = tl.sum(turns(half_angle(v)), axis=0)
+        v = pair_speed(omega_ptr, rate, token, row_omega, g, factor, live, n, N, EXACT)
+        total = tl.sum(turns(v, EXACT), axis=0)
         place = ((row * G + g) * N + n).to(tl.int64) * chunks + chunk
         tl.store(totals_ptr + place, total, mask=n < N)
 
@@ -150,6 +161,7 @@ def rotate_kernel(
     b_out_ptr, c_out_ptr,
     row_b, row_c, row_omega, tokens, chunks,
     G: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, PAIRS: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one group: B and C in the turning frame; zeros behind the row's end."""
     g = tl.program_id(0) % G
@@ -166,8 +178,9 @@ def rotate_kernel(
     if token_dt_ptr is not None:
         factor = tl.load(token_dt_ptr + token, mask=live, other=0.0).to(tl.float32)
     rate = tl.load(rate_ptr + g * N + n, mask=n < N, other=0.0)
-    v = pair_speed(omega_ptr, rate, token, row_omega, g, factor, live, n, N)
-    turned = turns(half_angle(v))
+    v = pair_speed(omega_ptr, rate, token, row_omega, g, factor, live, n, N, EXACT)
+    turned = turns(v, EXACT)
+    v = v.to(tl.float32)
     cos, sin = cos_sin(chunk_phases(prefix_ptr, row, g, chunk, chunks, turned, n, G, N))
     mask = live[:, None] & (n < N)[None, :]
     out = token[:, None] * (G * 2 * N) + g * (2 * N) + n[None, :]
@@ -195,7 +208,7 @@ def rotate_backward_kernel(
     db_ptr, dc_ptr, domega_ptr, drate_ptr,
     row_b, row_c, row_omega, tokens, chunks,
     G: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
-    SHARING: tl.constexpr, HEADS: tl.constexpr,
+    SHARING: tl.constexpr, HEADS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of b, c, omega from those of the turned B and C ([parts, B, T, G, 2 N], summed).
 
@@ -217,8 +230,9 @@ def rotate_backward_kernel(
     if token_dt_ptr is not None:
         factor = tl.load(token_dt_ptr + token, mask=live, other=0.0).to(tl.float32)
     rate = tl.load(rate_ptr + g * N + n, mask=n < N, other=0.0)
-    v = pair_speed(omega_ptr, rate, token, row_omega, g, factor, live, n, N)
-    turned = turns(half_angle(v))
+    v = pair_speed(omega_ptr, rate, token, row_omega, g, factor, live, n, N, EXACT)
+    turned = turns(v, EXACT)
+    v = v.to(tl.float32)
     cos, sin = cos_sin(chunk_phases(prefix_ptr, row, g, chunk, chunks, turned, n, G, N))
     mask = live[:, None] & (n < N)[None, :]
     at = token[:, None] * (G * 2 * N) + g * (2 * N) + n[None, :]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -47,23 +49,28 @@ class Tuning:
         states: of those that walk along states and their adjoints.
         back: of the one that computes gradients.
         chunk: tokens of a chunk.
-        pair: 2 lets a program walk two heads that share B and C.
-        walkers: programs wanted a multiprocessor; rows are cut into segments to get them.
+        walkers: programs of the first kernel that fit on a multiprocessor at the same time.
     """
 
     walk: Build
     states: Build
     back: Build
     chunk: int = 64
-    pair: int = 2
     walkers: int = 4
 
 
-def tuned(dtype: torch.dtype) -> Tuning:
-    """The cut for inputs of ``dtype``; fp32 products take three times the work and the memory."""
+def tuned(dtype: torch.dtype, values: int, width: int) -> Tuning:
+    """The cut for inputs of ``dtype`` and states [width, values] of a head.
+
+    Products in fp32 take three times the work and twice the memory of 16-bit ones.
+    """
     if dtype == torch.float32:
-        return Tuning(Build(4, 1), Build(4, 1), Build(8, 1), chunk=32, pair=1)
-    return Tuning(Build(4, 2), Build(4, 3), Build(8, 2))
+        return Tuning(Build(4, 1), Build(4, 1), Build(8, 1), chunk=32)
+    if width * values > 128 * 64:
+        return Tuning(Build(8, 2), Build(8, 1), Build(8, 1), walkers=1)
+    if width * values > 64 * 64:
+        return Tuning(Build(4, 2), Build(4, 3), Build(8, 1), walkers=2)
+    return Tuning(Build(4, 2, 128), Build(4, 3), Build(4, 2))
 
 
 @dataclass(frozen=True)
@@ -93,24 +100,43 @@ class Scan:
     @property
     def sizes(self) -> dict[str, Any]:
         """Compile-time sizes that the chunk kernels share."""
-        exact = self.x.dtype == torch.float32
         return {
             "H": self.x.shape[2],
             "G": self.b.shape[2],
             "P": self.x.shape[3],
             "W": self.b.shape[3],
             "Q": self.tuning.chunk,
-            "PRECISION": "tf32x3" if exact else "ieee",
+            "PRECISION": "tf32x3" if self.exact else "ieee",
         }
+
+    @property
+    def exact(self) -> bool:
+        """Whether phases are worth fp64: 16-bit inputs do not carry it."""
+        return self.x.dtype == torch.float32
 
     @property
     def cut(self) -> tuple[int, int]:
         """Segments of a row, and the chunks of each."""
-        programs = self.x.shape[0] * self.x.shape[2]
-        wanted = _processors(self.x.device) * self.tuning.walkers
-        segments = max(1, min(triton.cdiv(wanted, programs), self.chunks // 4))
+        room = _processors(self.x.device) * self.tuning.walkers
+        segments = best_cut(self.x.shape[0] * self.x.shape[2], self.chunks, room)
         span = triton.cdiv(self.chunks, segments)
         return triton.cdiv(self.chunks, span), span
+
+
+@functools.lru_cache(maxsize=4096)
+def best_cut(walks: int, chunks: int, room: int) -> int:
+    """Segments to cut each of ``walks`` rows and heads into, of which ``room`` run at a time.
+
+    The time is that of the rounds one after another, each as long as a segment; a round that is
+    not full runs a little faster. More than one segment costs a walk along the states before.
+    """
+
+    def time(segments: int) -> float:
+        rounds = walks * segments / room
+        pace = math.ceil(rounds) if rounds > 1 else 0.6 + 0.4 * rounds
+        return pace * math.ceil(chunks / segments) * (1.0 if segments == 1 else 1.4)
+
+    return min(range(1, max(1, min(chunks // 4, 256)) + 1), key=time)
 
 
 class Turned(NamedTuple):
@@ -131,7 +157,7 @@ def turn(scan: Scan) -> Turned:
     fp32 = {"dtype": torch.float32}
     decay, weight = (scan.x.new_empty(batch, heads, chunks * chunk, **fp32) for _ in range(2))
     totals = scan.x.new_empty(batch, groups, pairs, chunks, dtype=torch.int32)
-    cover = {"N": pairs, "Q": chunk, "PAIRS": triton.next_power_of_2(pairs)}
+    cover = {"N": pairs, "Q": chunk, "PAIRS": triton.next_power_of_2(pairs), "EXACT": scan.exact}
     optional = (scan.token_dt, scan.lengths)
     gates_kernel[(batch * chunks,)](
         scan.alpha, scan.dt, scan.omega, *optional, *scan.parameters, decay, weight, totals,
@@ -157,11 +183,10 @@ def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor, Turned]:
     batch, tokens, heads, size = scan.x.shape
     y = _output(scan.x, scan.lengths)
     final = scan.x.new_empty(batch, heads, turned.b.shape[3], size, dtype=torch.float32)
-    pair = scan.tuning.pair if (heads // scan.b.shape[2]) % scan.tuning.pair == 0 else 1
-    walk_kernel[(batch * segments * (heads // pair),)](
+    walk_kernel[(batch * segments * heads,)](
         scan.x, turned.b, turned.c, turned.decay, turned.weight, scan.lengths, starts, y, final,
         scan.x.stride(1), tokens, scan.chunks, segments, span,
-        PAIR=pair, **scan.sizes, **scan.tuning.walk.options,
+        **scan.sizes, **scan.tuning.walk.options,
     )  # fmt: skip
     return y, final, starts if starts is not None else final.new_empty(0), turned
 
@@ -210,6 +235,7 @@ def backward(
         db, dc, adjoints.flow, to_b, to_c, domega, drate,
         scan.b.stride(1), scan.c.stride(1), scan.omega.stride(1), tokens, chunks,
         G=groups, N=pairs, Q=scan.tuning.chunk, PAIRS=triton.next_power_of_2(pairs), PARTS=parts,
+        EXACT=scan.exact,
         SHARING=heads // groups, HEADS=triton.next_power_of_2(heads // groups),
     )  # fmt: skip
     dalpha = new(batch, tokens, heads, dtype=scan.alpha.dtype)

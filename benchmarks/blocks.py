@@ -1,0 +1,178 @@
+"""Training speed and memory of one block, ours beside Mamba's, at equal parameters.
+
+    python -m benchmarks.blocks [--save] [--widths 512 1024] [--lengths 2048 8192] [--only NAME ...]
+
+Every block is its layer with norm and residual, weights and activations in bf16 (time constants
+in fp32). Ours run under torch.compile, Mamba's as their authors wrote them, with the fused kernels
+they bring (mamba-ssm, causal-conv1d); what is not installed is left out. Each of our blocks has
+the parameters of the Mamba-2 block of the same width: its feed-forward layer is sized for that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.models import median_ms
+from benchmarks.report import Row, finish, table
+from kssm.models import KSSMConfig
+from kssm.models.kssm import KSSMBlock
+from kssm.models.kssm_matrix import KSSMMatrixBlock, KSSMMatrixConfig
+from kssm.models.stack import Block
+
+TOKENS = 65_536
+OURS = ("kssm", "kssm_matrix", "kssm_matrix_wide")
+PEERS = ("mamba", "mamba2", "mamba3")
+
+
+class Residual(nn.Module):
+    """x + layer(norm(x))."""
+
+    def __init__(self, width: int, layer: nn.Module) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(F.rms_norm(x, x.shape[-1:], self.weight))
+
+
+class Own(nn.Module):
+    """A block of ours without its state."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, None, None, None)[0]
+
+
+def build(name: str, width: int) -> nn.Module:
+    """The block called ``name``; raises ImportError without its package."""
+    if name in PEERS:
+        file, kind = {
+            "mamba": ("mamba_simple", "Mamba"),
+            "mamba2": ("mamba2", "Mamba2"),
+            "mamba3": ("mamba3", "Mamba3"),
+        }[name]
+        layer: Any = getattr(importlib.import_module(f"mamba_ssm.modules.{file}"), kind)
+        return Residual(width, layer(d_model=width))
+    wanted = mamba2_parameters(width)
+    if name == "kssm":
+        config = KSSMConfig(width, 1, d_inner=width, rank=max(16, width // 16))
+        return Own(fitted(KSSMBlock, config, wanted))
+    sizes = {"d_inner": width, "pairs": 32} if name == "kssm_matrix" else {"d_inner": 2 * width}
+    options = {"head_dim": 64, "pairs": 64, **sizes}
+    return Own(fitted(KSSMMatrixBlock, KSSMMatrixConfig(width, 1, **options), wanted))
+
+
+def fitted(kind: Callable[[Any], Block], config: Any, wanted: int) -> Block:
+    """The block whose feed-forward layer brings it to ``wanted`` parameters, if any is needed."""
+    with torch.device("meta"):
+        least = count(kind(replace(config, d_mlp=0)))
+    hidden = max(0, round((wanted - least) / (3 * config.d_model) / 64)) * 64
+    return kind(replace(config, d_mlp=hidden))
+
+
+def mamba2_parameters(width: int) -> int:
+    """Parameters of a Mamba-2 block with its norm: expand 2, heads of 64, state 128."""
+    inner, heads, filtered = 2 * width, 2 * width // 64, 2 * width + 2 * 128
+    return (
+        width * (inner + filtered + heads) + 5 * filtered + 3 * heads + inner * (width + 1) + width
+    )
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def measure(name: str, width: int, batch: int, tokens: int, repeats: int) -> Row:
+    """One line: tokens a second and peak memory of a training step's forward and backward."""
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    block = build(name, width).to(device, torch.bfloat16 if device.type == "cuda" else None)
+    row: Row = {"block": name, "width": width, "batch": batch, "tokens": tokens}
+    row["parameters"] = count(block)
+    if name in OURS and device.type == "cuda":
+        block.compile(dynamic=False)
+    x = torch.randn(batch, tokens, width, device=device, dtype=next(block.parameters()).dtype)
+    x.requires_grad_()
+    leaves = [x, *block.parameters()]
+    dy = torch.randn_like(x)
+
+    def run() -> None:
+        torch.autograd.grad(cast("Tensor", block(x)), leaves, dy, allow_unused=True)
+
+    milliseconds = median_ms(run, device, repeats, queued=2)
+    row["ms"] = milliseconds
+    row["tokens_per_s"] = round(batch * tokens / milliseconds * 1e3)
+    row["peak_mb"] = peak_mb(run, device)
+    return row
+
+
+def peak_mb(run: Callable[[], object], device: torch.device) -> float | None:
+    """Memory above what is there before, in MB."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print a table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--save", action="store_true", help="keep the line in benchmarks/results/")
+    parser.add_argument("--only", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
+    parser.add_argument("--widths", type=int, nargs="+", default=[512, 1024, 2048])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192, 65_536])
+    parser.add_argument("--total", type=int, default=TOKENS, help="tokens of a batch")
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows: list[Row] = []
+    for width in options.widths:
+        for length in options.lengths:
+            batch = max(1, options.total // length)
+            rows += compare(options.only, width, batch, length, options.repeats)
+    print(table(rows))
+    finish("blocks", device, rows, save=options.save)
+
+
+def compare(names: Sequence[str], width: int, batch: int, tokens: int, repeats: int) -> list[Row]:
+    """One line a block that is installed; speed and memory as ratios to every peer."""
+    rows: list[Row] = []
+    for name in names:
+        try:
+            rows.append(measure(name, width, batch, tokens, repeats))
+        except ImportError:
+            continue
+    for row in rows:
+        for peer in PEERS:
+            theirs = next((other for other in rows if other["block"] == peer), None)
+            row[f"speed/{peer}"] = _ratio(row, theirs, "tokens_per_s")
+            row[f"memory/{peer}"] = _ratio(row, theirs, "peak_mb")
+    return rows
+
+
+def _ratio(row: Row, other: Row | None, key: str) -> float | None:
+    mine, theirs = row[key], None if other is None else other[key]
+    if isinstance(mine, int | float) and isinstance(theirs, int | float):
+        return mine / theirs
+    return None
+
+
+if __name__ == "__main__":
+    main()
