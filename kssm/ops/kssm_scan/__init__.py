@@ -31,6 +31,7 @@ from kssm.ops.kssm_scan.checks import (
 )
 from kssm.ops.kssm_scan.chunked import scan_chunked
 from kssm.ops.kssm_scan.gates import ScanParameters
+from kssm.ops.kssm_scan.packed import check_offsets, scan_packed
 from kssm.ops.kssm_scan.reference import scan_reference
 from kssm.ops.kssm_scan.step import step_torch_
 
@@ -56,6 +57,7 @@ def kssm_scan(
     token_dt: Tensor | None = None,
     initial_state: Tensor | None = None,
     lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence over sequences.
@@ -67,6 +69,9 @@ def kssm_scan(
         token_dt: [B, T] factor of the step; 0 leaves the state untouched, bit for bit. No gradient.
         initial_state: [B, D, 2] pairs (real, imaginary); None = zeros.
         lengths: [B] int; tokens at or after it leave the state untouched and their y is 0.
+        cu_seqlens: [N + 1] int, rising from 0 to T: the inputs are [1, T, ...] with N sequences
+            packed one after the other (some may be empty); states are then [N, D, 2]. Its values
+            are not checked on a GPU. Excludes ``lengths``.
         backend: None picks by device and dtype.
 
     Returns:
@@ -76,10 +81,11 @@ def kssm_scan(
 
     Raises:
         InvalidInputError: codes ``wrong_shape``, ``wrong_dtype``, ``wrong_device``,
-            ``unknown_backend``, ``backend_unavailable``.
+            ``unknown_backend``, ``backend_unavailable``, ``invalid_cu_seqlens``.
     """
     inputs = (alpha, omega, dt, x, b_re, b_im)
-    return outside_graph(_scan)(inputs, parameters, token_dt, initial_state, lengths, backend)
+    rows = (lengths, cu_seqlens)
+    return outside_graph(_scan)(inputs, parameters, token_dt, initial_state, rows, backend)
 
 
 def kssm_step_(
@@ -119,20 +125,31 @@ def _scan(
     parameters: ScanParameters,
     token_dt: Tensor | None,
     initial_state: Tensor | None,
-    lengths: Tensor | None,
+    rows: tuple[Tensor | None, Tensor | None],
     backend: Backend | None,
 ) -> tuple[Tensor, Tensor]:
-    """Check, choose and run."""
+    """Check, choose and run; ``rows`` is (lengths, cu_seqlens)."""
     check_tokens(*inputs, parameters, dims=3)
+    lengths, offsets = rows
     x = inputs[3]
     batch, tokens, channels = x.shape
+    sequences = batch
+    if offsets is not None:
+        sequences = len(offsets) - 1
+        check_optional("cu_seqlens", offsets, (sequences + 1,), x.device, integer=True)
+        check_offsets(offsets, batch, tokens, lengths)
     check_optional("token_dt", token_dt, (batch, tokens), x.device)
-    check_optional("initial_state", initial_state, (batch, channels, 2), x.device)
+    check_optional("initial_state", initial_state, (sequences, channels, 2), x.device)
     check_optional("lengths", lengths, (batch,), x.device, integer=True)
     if token_dt is not None:
         token_dt = token_dt.detach()
-    scan = _scan_implementation(_choose(backend, x, tokens))
-    return scan(*inputs, parameters, token_dt, initial_state, lengths)
+    chosen = _choose(backend, x, tokens)
+    scan = _scan_implementation(chosen)
+    if offsets is None:
+        return scan(*inputs, parameters, token_dt, initial_state, lengths)
+    if chosen == "triton":
+        return scan(*inputs, parameters, token_dt, initial_state, None, offsets)
+    return scan_packed(scan, inputs, parameters, token_dt, initial_state, offsets)
 
 
 @torch.no_grad()

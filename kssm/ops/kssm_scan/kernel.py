@@ -10,15 +10,15 @@ import triton
 from torch import Tensor
 
 from kssm.ops.kssm_scan.gates import ScanParameters
+from kssm.ops.kssm_scan.kernel_choice import choose
+from kssm.ops.kssm_scan.kernel_cut import TileTuning, Tuning
 from kssm.ops.kssm_scan.kernel_launch import (
-    BACKWARD,
-    FORWARD,
     Scan,
-    Tuning,
     backward,
     evenly_spaced,
     exact,
     forward,
+    forward_in_tiles,
     on_device,
 )
 from kssm.ops.kssm_scan.kernel_step import step_kernel
@@ -37,9 +37,13 @@ def scan_triton(
     token_dt: Tensor | None = None,
     initial_state: Tensor | None = None,
     lengths: Tensor | None = None,
-    tuning: tuple[Tuning, Tuning] = (FORWARD, BACKWARD),
+    offsets: Tensor | None = None,
+    tuning: tuple[Tuning | TileTuning, Tuning] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes, results and gradients as ``kssm_scan``; ``tuning`` is for (forward, backward)."""
+    """Shapes, results and gradients as ``kssm_scan``, with ``offsets`` for its ``cu_seqlens``.
+
+    ``tuning`` is for (forward, backward); None = the one chosen for the device and the shape.
+    """
     tensors = (alpha, omega, dt, x, b_re, b_im, *parameters)
     wanted = torch.is_grad_enabled() and any(
         t.requires_grad for t in (*tensors, initial_state) if t is not None
@@ -48,48 +52,69 @@ def scan_triton(
         token_dt = token_dt.float().contiguous()
     if lengths is not None:
         lengths = lengths.contiguous()
-    return _TritonScan.apply(wanted, tuning, token_dt, lengths, initial_state, *tensors)
+    if offsets is not None:
+        offsets = offsets.contiguous()
+    rows = (lengths, offsets)
+    return _TritonScan.apply(wanted, tuning, token_dt, *rows, initial_state, *tensors)
 
 
 class _TritonScan(torch.autograd.Function):
-    """Keeps its inputs and the states (bf16 pairs for 16-bit inputs) for the backward pass."""
+    """Keeps its inputs and the state before every few tokens for the backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any,
         wanted: bool,
-        tuning: tuple[Tuning, Tuning],
+        tuning: tuple[Tuning | TileTuning, Tuning] | None,
         token_dt: Tensor | None,
         lengths: Tensor | None,
+        offsets: Tensor | None,
         initial_state: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        scan = _bundle(tensors, token_dt, lengths, initial_state)
-        y, final, states = forward(scan, tuning[0], wanted)
+        scan = _bundle(tensors, token_dt, lengths, offsets, initial_state)
+        tuning = tuning or choose(scan)
+        keep = tuning[1].unroll if wanted else None
+        if isinstance(tuning[0], TileTuning):
+            y, final, kept = forward_in_tiles(scan, tuning[0], keep)
+        else:
+            y, final, kept = forward(scan, tuning[0], keep)
         if wanted:
             ctx.tuning = tuning[1]
-            ctx.save_for_backward(token_dt, lengths, initial_state, states, *tensors)
+            ctx.save_for_backward(token_dt, lengths, offsets, initial_state, kept, *tensors)
         return y, final
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        token_dt, lengths, initial_state, states, *tensors = ctx.saved_tensors
-        scan = _bundle(tensors, token_dt, lengths, initial_state)
-        found = backward(scan, states, gradients[0], gradients[1], ctx.tuning)
+        token_dt, lengths, offsets, initial_state, kept, *tensors = ctx.saved_tensors
+        scan = _bundle(tensors, token_dt, lengths, offsets, initial_state)
+        found = backward(scan, kept, gradients[0], gradients[1], ctx.tuning)
         to_b = (value.to(b.dtype) for value, b in zip(found.b, tensors[4:6], strict=True))
         start = None if initial_state is None else found.initial_state.to(initial_state.dtype)
-        return None, None, None, None, start, *found.tokens, *to_b, *found.parameters.unbind(0)
+        return (
+            None,
+            None,
+            None,
+            None,
+            None,
+            start,
+            *found.tokens,
+            *to_b,
+            *found.parameters.unbind(0),
+        )
 
 
 def _bundle(
     tensors: Sequence[Tensor],
     token_dt: Tensor | None,
     lengths: Tensor | None,
+    offsets: Tensor | None,
     initial_state: Tensor | None,
 ) -> Scan:
     """The kernels' view of the arguments; per-channel and per-row tensors are small: copied."""
     start = None if initial_state is None else initial_state.contiguous()
-    return Scan(tensors[:6], [p.contiguous() for p in tensors[6:]], token_dt, lengths, start)
+    parameters = [p.contiguous() for p in tensors[6:]]
+    return Scan(tensors[:6], parameters, token_dt, lengths, offsets, start)
 
 
 def step_triton_(

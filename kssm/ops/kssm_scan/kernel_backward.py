@@ -1,165 +1,204 @@
 """Triton kernel of the backward pass: the adjoint of every token, and all gradients from it.
 
-The adjoint G_t = c dy_t + conj(λ_{t+1}) G_{t+1} runs from the last token to the first; what a
-token hands to the one before it is E_t = conj(λ_t) G_t. Pointers walk backwards, so the strides
-in ROWS are negative here.
+A program takes KEEP tokens at a time, the last ones first. Their states are computed once more
+from the one kept before them, then the adjoint runs back over them; what the first needs to know
+about the tokens for the second stays in registers.
+
+With G the adjoint, R = conj(2 / (1 + z)) G and M the sum of the states before and after a token,
+X + i Y = R conj(M), X_b = Re(R conj(b)):
+
+    d_x = tau X_b    d_a = -tau X / 2    d_w = -tau Y / 2    d_D = (x X_b - a X / 2 - w Y / 2) / 2
 """
 
 import triton
 import triton.language as tl
 
 from kssm.ops.kssm_scan.kernel_common import (
-    apply_summary,
+    apply_summaries,
     clean,
-    clean_gates,
-    load_channel,
-    load_group,
+    exp2,
+    kept_row,
     load_pair,
     locate,
-    move,
-    sigmoid_of,
     span,
     step_factor,
     store_pair,
-    unpack_pair,
+)
+from kssm.ops.kssm_scan.kernel_gates import evolve, gates, load_channel, pull
+from kssm.ops.kssm_scan.kernel_loads import (
+    addressed,
+    as_words,
+    lanes_end,
+    load_group,
+    move,
     widen,
 )
+from kssm.ops.kssm_scan.kernel_sums import sum_channels
 
 
 @triton.jit
-def _gradients(
-    values, u: tl.constexpr, g_re, g_im, now_re, now_im, before_re, before_im, channel,
-    LANES: tl.constexpr, FACTOR: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """(E, d_alpha, d_omega, d_dt, d_x, d_b summand, 2 dw, omega) of token u from its adjoint G.
-
-    With K = conj(γ) G, R = conj(1 / (p + iq)) G and the sum m of the states before and after:
-    d_u = K, ds = -K conj(m) / 2, dD = Re(R conj(u - s m / 2)); s is a + i w here.
-    """
+def _inputs(values, u: tl.constexpr, FACTOR: tl.constexpr):
+    """(alpha, omega, dt, x, b_re, b_im, factor) of token u; a held token's are 0."""
     factor = step_factor(values, u, FACTOR)
-    raw_alpha, raw_dt, a, w, step, tau, p, q, s, i2 = clean_gates(
-        values, u, factor, channel, FACTOR, EXACT
-    )
-    x = clean(values[3][u], factor, FACTOR)
-    b_re = clean(values[LANES][u], factor, FACTOR)
-    b_im = clean(values[LANES + 1][u], factor, FACTOR)
-    scaled_re = i2 * g_re
-    scaled_im = i2 * g_im
-    e_re = g_re - (s * scaled_re + q * scaled_im)
-    e_im = g_im - (s * scaled_im - q * scaled_re)
-    r_re = p * scaled_re - q * scaled_im
-    r_im = p * scaled_im + q * scaled_re
-    k_re = tau * r_re
-    k_im = tau * r_im
-    m_re = now_re + before_re
-    m_im = now_im + before_im
-    twice = x + x
-    n_re = twice * b_re - a * m_re + w * m_im
-    n_im = twice * b_im - a * m_im - w * m_re
-    d_alpha = (k_re * m_re + k_im * m_im) * (-0.5 * sigmoid_of(raw_alpha, a))
-    d_w = k_re * m_im - k_im * m_re
-    d_dt = (r_re * n_re + r_im * n_im) * ((0.25 * factor) * sigmoid_of(raw_dt, step))
-    d_x = b_re * k_re + b_im * k_im
-    omega = clean(values[1][u], factor, FACTOR)
-    return e_re, e_im, d_alpha, d_w, d_dt, d_x, k_re * x, k_im * x, omega
+    found = ()
+    for i in tl.static_range(7):
+        if i != 4:
+            found = found + (clean(values[i][u], factor, FACTOR),)
+    return found[0], found[1], found[2], found[3], found[4], found[5], factor
 
 
 @triton.jit
-def _before(values, u: tl.constexpr, LANES: tl.constexpr):
-    """The state before token u: values[5] holds packed words, or values[5] and [6] its parts."""
-    if LANES == 6:
-        re, im = unpack_pair(values[5][u])
-    else:
-        re = values[5][u]
-        im = values[6][u]
-    return re, im
+def _states(values, start, channel, KEEP: tl.constexpr, FACTOR: tl.constexpr, EXACT: tl.constexpr):
+    """(gates of KEEP tokens, the states before each and after the last)."""
+    found = ()
+    states = (start,)
+    for u in tl.static_range(KEEP):
+        alpha, omega, dt, x, b_re, b_im, factor = _inputs(values, u, FACTOR)
+        gate = gates(alpha, omega, dt, factor, channel, EXACT)
+        found = found + (gate,)
+        drive = gate[0] * x
+        states = states + (evolve(states[u][0], states[u][1], drive, b_re, b_im, gate, EXACT),)
+    return found, states
 
 
 @triton.jit
-def _load_state(ptr, D: tl.constexpr, PACKED: tl.constexpr, mask):
-    """One stored state."""
-    if PACKED:
-        re, im = unpack_pair(tl.load(ptr, mask=mask))
-    else:
-        re = tl.load(ptr, mask=mask)
-        im = tl.load(ptr + D, mask=mask)
-    return re, im
+def _gradients(inputs, gate, before, after, g_re, g_im, EXACT: tl.constexpr):
+    """(E, d_alpha, d_w, d_dt, d_x, d_b's two summands) of one token from its adjoint G.
+
+    d_w lacks the factor -1 / 2.
+    """
+    _, _, _, x, b_re, b_im, factor = inputs
+    tau, _, _, _, half_a, half_w, slope_a, slope_dt = gate
+    r_re, r_im, e_re, e_im = pull(g_re, g_im, gate, EXACT)
+    m_re = before[0] + after[0]
+    m_im = before[1] + after[1]
+    to_x = r_re * b_re + r_im * b_im
+    to_a = r_re * m_re + r_im * m_im
+    to_w = r_im * m_re - r_re * m_im
+    to_step = x * to_x - (half_a * to_a + half_w * to_w)
+    drive = tau * x
+    d_alpha = (tau * to_a) * (-0.5 * exp2(slope_a))
+    d_dt = to_step * ((0.5 * factor) * exp2(slope_dt))
+    return e_re, e_im, d_alpha, tau * to_w, d_dt, tau * to_x, drive * r_re, drive * r_im
 
 
 @triton.jit
-def _write(outputs, found, half_scale, D: tl.constexpr, BLOCKS: tl.constexpr, u, mask):
-    """Store token u's gradients; d_b is summed over the program's channels."""
-    tl.store(outputs[0] - u * D, found[2], mask=mask)
-    tl.store(outputs[1] - u * D, found[3] * half_scale, mask=mask)
-    tl.store(outputs[2] - u * D, found[4], mask=mask)
-    tl.store(outputs[3] - u * D, found[5], mask=mask)
-    b_re = found[6]
-    b_im = found[7]
-    if mask is not None:
-        b_re = tl.where(mask, b_re, 0.0)
-        b_im = tl.where(mask, b_im, 0.0)
-    tl.store(outputs[4] - u * BLOCKS, tl.sum(b_re, 0))
-    tl.store(outputs[5] - u * BLOCKS, tl.sum(b_im, 0))
+def _work(
+    values, start, e_re, e_im, sums, c_re, c_im, channel, slope, outputs, left, mask,
+    D: tl.constexpr, BLOCKS: tl.constexpr, KEEP: tl.constexpr,
+    FACTOR: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """KEEP tokens: write their gradients and return (E, sums). ``left`` None: all are wanted;
+    else a number of them and the same for every channel that is there."""
+    found, states = _states(values, start, channel, KEEP, FACTOR, EXACT)
+    to_b = ()
+    for u in tl.static_range(KEEP - 1, -1, -1):
+        inputs = _inputs(values, u, FACTOR)
+        dy = values[4][u]
+        e_re, e_im, d_alpha, d_w, d_dt, d_x, b_re, b_im = _gradients(
+            inputs, found[u], states[u], states[u + 1], e_re + c_re * dy, e_im + c_im * dy, EXACT
+        )
+        here = mask
+        if left is not None:
+            here = left[1] > u
+        if mask is not None:
+            b_re = tl.where(mask, b_re, 0.0)
+            b_im = tl.where(mask, b_im, 0.0)
+        tl.store(outputs[0] + u * D, d_alpha, mask=here)
+        tl.store(outputs[1] + u * D, d_w * slope, mask=here)
+        tl.store(outputs[2] + u * D, d_dt, mask=here)
+        tl.store(outputs[3] + u * D, d_x, mask=here)
+        to_b = to_b + (b_re, b_im)
+        sums = (
+            sums[0] + d_alpha,
+            sums[1] + d_w,
+            sums[2] + d_w * inputs[1],
+            sums[3] + d_dt,
+            sums[4] + dy * states[u + 1][0],
+            sums[5] + dy * states[u + 1][1],
+        )
+    sum_channels(to_b, outputs[4], outputs[5], left, BLOCKS, KEEP)
+    return e_re, e_im, sums
 
 
 @triton.jit
-def _accumulate(sums, found, dy, now_re, now_im):
-    """One more token in the parameters' gradients (those of w still to be scaled)."""
-    return (
-        sums[0] + found[2],
-        sums[1] + found[3],
-        sums[2] + found[3] * found[8],
-        sums[3] + found[4],
-        sums[4] + dy * now_re,
-        sums[5] + dy * now_im,
-    )
+def _load_tail(ptrs, ROWS: tl.constexpr, left, there, KEEP: tl.constexpr):
+    """KEEP tokens of which the first ``left`` count, the others being the last of those again."""
+    values = ()
+    for i in tl.static_range(len(ROWS)):
+        run = ()
+        for u in tl.static_range(KEEP):
+            place = ptrs[i] + tl.minimum(u, left - 1) * ROWS[i]
+            if i < 5:
+                run = run + (tl.load(place, mask=there),)
+            else:
+                run = run + (tl.load(place),)
+        values = values + (run,)
+    return widen(values)
+
+
+@triton.jit
+def _blank(values, within, KEEP: tl.constexpr):
+    """The tokens at and after ``within`` made to leave the state and the adjoint alone."""
+    blanked = ()
+    for i in tl.static_range(len(values)):
+        run = ()
+        for u in tl.static_range(KEEP):
+            if i == 2:
+                run = run + (tl.where(within > u, values[i][u], float("-inf")),)
+            elif i < 5:
+                run = run + (tl.where(within > u, values[i][u], 0.0),)
+            else:
+                run = run + (values[i][u],)
+        blanked = blanked + (run,)
+    return blanked
 
 
 @triton.jit(do_not_specialize=["T", "n_chunks", "chunk_len", "once"])
 def backward_kernel(
-    alpha_ptr, omega_ptr, dt_ptr, x_ptr, b_re_ptr, b_im_ptr, token_dt_ptr, lengths_ptr,
+    alpha_ptr, omega_ptr, dt_ptr, x_ptr, dy_ptr, b_re_ptr, b_im_ptr, token_dt_ptr,
+    lengths_ptr, offsets_ptr, table_ptr, first_ptr,
     alpha_bias_ptr, omega_bias_ptr, omega_scale_ptr, dt_bias_ptr, c_re_ptr, c_im_ptr,
-    initial_ptr, h_ptr, dy_ptr, final_grad_ptr, summary_ptr,
+    kept_ptr, final_grad_ptr, summary_ptr,
     d_alpha_ptr, d_omega_ptr, d_dt_ptr, d_x_ptr, d_b_re_ptr, d_b_im_ptr,
     d_parameters_ptr, d_initial_ptr, T, n_chunks, chunk_len, once,
-    ROWS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr, UNROLL: tl.constexpr, EXACT: tl.constexpr,
+    ROWS: tl.constexpr, KEEP: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr, PAIRED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one chunk, from the adjoint that the chunks after it hand back.
 
-    h_ptr has one row of states more than there are tokens: row i + 1 is the state after token i.
-    d_b_*: [B T, blocks] partial sums; d_parameters: [B, n_chunks, 6, D]; both summed afterwards.
+    d_b_*: [tokens, blocks] partial sums; d_parameters: [units, 6, D]; both summed afterwards.
     """
-    row, chunk, group, block, channels = locate(n_chunks, GROUPS, WIDTH, BLOCK_D)
-    mask = None
+    rows = (lengths_ptr, offsets_ptr, table_ptr, first_ptr)
+    row, first, length, chunk, chunks, unit, group, block, first_channel = locate(
+        T, n_chunks, rows, GROUPS, WIDTH, BLOCK_D
+    )
+    channels = first_channel + tl.arange(0, BLOCK_D)
+    lanes = addressed(first_channel, BLOCK_D, PAIRED)
+    mask, there = None, None
     if WIDTH % BLOCK_D != 0:
         mask = channels < (group + 1) * WIDTH
-    start, end = span(row, chunk, chunk_len, T, lengths_ptr)
+        there = lanes < lanes_end(group, WIDTH, PAIRED)
+    start, end = span(chunk, chunk_len, length)
     D: tl.constexpr = GROUPS * WIDTH
     BLOCKS: tl.constexpr = GROUPS * ((WIDTH + BLOCK_D - 1) // BLOCK_D)
-    PACKED: tl.constexpr = h_ptr.dtype.element_ty == tl.int32
-    LANES: tl.constexpr = 6 if PACKED else 7
-    FACTOR: tl.constexpr = -1 if token_dt_ptr is None else LANES + 2
+    FACTOR: tl.constexpr = -1 if token_dt_ptr is None else 7
     parameters = (alpha_bias_ptr, omega_bias_ptr, omega_scale_ptr, dt_bias_ptr)
-    channel = load_channel(parameters, channels, mask)
-    half_scale = 0.5 * channel[2]
+    channel = load_channel(parameters, channels, mask, EXACT)
+    slope = channel[2] * (-0.5 if EXACT else -1.0)
     c_re = tl.load(c_re_ptr + channels, mask=mask)
     c_im = tl.load(c_im_ptr + channels, mask=mask)
-    token = row * T + end - 1
-    state = h_ptr + channels - token * ROWS[5]
+    full = (end - start) // KEEP
+    left = end - start - full * KEEP
+    token = first + start + full * KEEP
     ptrs = (
-        alpha_ptr - token * ROWS[0] + channels,
-        omega_ptr - token * ROWS[1] + channels,
-        dt_ptr - token * ROWS[2] + channels,
-        x_ptr - token * ROWS[3] + channels,
-        dy_ptr - token * ROWS[4] + channels,
-        state,
-    )
-    if not PACKED:
-        ptrs = ptrs + (state + D,)
-    ptrs = ptrs + (
-        b_re_ptr - token * ROWS[LANES] + group,
-        b_im_ptr - token * ROWS[LANES + 1] + group,
+        as_words(alpha_ptr, PAIRED) + token * ROWS[0] + lanes,
+        as_words(omega_ptr, PAIRED) + token * ROWS[1] + lanes,
+        as_words(dt_ptr, PAIRED) + token * ROWS[2] + lanes,
+        as_words(x_ptr, PAIRED) + token * ROWS[3] + lanes,
+        as_words(dy_ptr, PAIRED) + token * ROWS[4] + lanes,
+        b_re_ptr + token * ROWS[5] + group,
+        b_im_ptr + token * ROWS[6] + group,
     )
     if token_dt_ptr is not None:
         ptrs = ptrs + (token_dt_ptr + token,)
@@ -172,62 +211,48 @@ def backward_kernel(
         d_b_re_ptr + token * BLOCKS + block,
         d_b_im_ptr + token * BLOCKS + block,
     )
-    OUT_ROWS: tl.constexpr = (-D, -D, -D, -D, -BLOCKS, -BLOCKS)
-    now_re, now_im = _load_state(state - ROWS[5], D, PACKED, mask)
+    OUT_ROWS: tl.constexpr = (D, D, D, D, BLOCKS, BLOCKS)
+    place = kept_row(row, first, T, offsets_ptr, KEEP) + start // KEEP + full
+    kept = kept_ptr + place * (2 * D) + channels
     e_re, e_im = load_pair(final_grad_ptr + (row * D + channels) * 2, mask)
     if summary_ptr is not None:
-        for k in range(n_chunks - 1 - chunk):
-            after = summary_ptr + ((row * n_chunks + n_chunks - 1 - k) * D + channels) * 4
-            e_re, e_im = apply_summary(after, e_re, e_im, mask)
+        after = summary_ptr + ((unit - chunk).to(tl.int64) * D + channels) * 4
+        e_re, e_im = apply_summaries(after, 4 * D, chunks - 1 - chunk, e_re, e_im, mask)
     zero = tl.zeros([BLOCK_D], tl.float32)
     sums = (zero, zero, zero, zero, zero, zero)
-    groups = tl.maximum(end - tl.maximum(start, 1), 0) // UNROLL
-    if groups > 0:
-        values = load_group(ptrs, ROWS, LANES, UNROLL, mask)
-        for g in range(groups):
-            ptrs = move(ptrs, ROWS, tl.where(g + 1 < groups, UNROLL, 0))
-            following = load_group(ptrs, ROWS, LANES, UNROLL, mask)
-            for _ in range(once):
-                wide = widen(values)
-                for u in tl.static_range(UNROLL):
-                    before_re, before_im = _before(wide, u, LANES)
-                    dy = wide[4][u]
-                    found = _gradients(
-                        wide, u, e_re + c_re * dy, e_im + c_im * dy,
-                        now_re, now_im, before_re, before_im, channel, LANES, FACTOR, EXACT,
-                    )  # fmt: skip
-                    _write(outputs, found, half_scale, D, BLOCKS, u, mask)
-                    sums = _accumulate(sums, found, dy, now_re, now_im)
-                    e_re, e_im = found[0], found[1]
-                    now_re, now_im = before_re, before_im
-                values = following
-            outputs = move(outputs, OUT_ROWS, UNROLL)
-        ptrs = move(ptrs, ROWS, UNROLL)
-    first_re, first_im = zero, zero
-    if initial_ptr is not None:
-        first_re, first_im = load_pair(initial_ptr + (row * D + channels) * 2, mask)
-    for left in range(end - start - groups * UNROLL):
-        single = widen(load_group(ptrs, ROWS, LANES, 1, mask))
-        before_re, before_im = _before(single, 0, LANES)
-        at_first = end - groups * UNROLL - left == 1
-        before_re = tl.where(at_first, first_re, before_re)
-        before_im = tl.where(at_first, first_im, before_im)
-        dy = single[4][0]
-        found = _gradients(
-            single, 0, e_re + c_re * dy, e_im + c_im * dy,
-            now_re, now_im, before_re, before_im, channel, LANES, FACTOR, EXACT,
+    if left > 0:
+        within = zero.to(tl.int32) + left
+        if mask is not None:
+            within = tl.where(mask, left, 0)
+        state = (tl.load(kept, mask=mask), tl.load(kept + D, mask=mask))
+        wide = _blank(_load_tail(ptrs, ROWS, left, there, KEEP), within, KEEP)
+        e_re, e_im, sums = _work(
+            wide, state, e_re, e_im, sums, c_re, c_im, channel, slope, outputs, (left, within),
+            mask, D, BLOCKS, KEEP, FACTOR, EXACT,
         )  # fmt: skip
-        _write(outputs, found, half_scale, D, BLOCKS, 0, mask)
-        sums = _accumulate(sums, found, dy, now_re, now_im)
-        e_re, e_im = found[0], found[1]
-        now_re, now_im = before_re, before_im
-        ptrs = move(ptrs, ROWS, 1)
-        outputs = move(outputs, OUT_ROWS, 1)
-    total = d_parameters_ptr + (row * n_chunks + chunk) * (6 * D) + channels
+    if full > 0:
+        ptrs = move(ptrs, ROWS, -KEEP)
+        kept -= 2 * D
+        values = load_group(ptrs, ROWS, 5, KEEP, there)
+        state = (tl.load(kept, mask=mask), tl.load(kept + D, mask=mask))
+        for g in range(full):
+            outputs = move(outputs, OUT_ROWS, -KEEP)
+            ptrs = move(ptrs, ROWS, tl.where(g + 1 < full, -KEEP, 0))
+            kept -= tl.where(g + 1 < full, 2 * D, 0)
+            following = load_group(ptrs, ROWS, 5, KEEP, there)
+            next_state = (tl.load(kept, mask=mask), tl.load(kept + D, mask=mask))
+            for _ in range(once):
+                e_re, e_im, sums = _work(
+                    widen(values), state, e_re, e_im, sums, c_re, c_im, channel, slope, outputs,
+                    None, mask, D, BLOCKS, KEEP, FACTOR, EXACT,
+                )  # fmt: skip
+                values = following
+                state = next_state
+    total = d_parameters_ptr + unit.to(tl.int64) * (6 * D) + channels
     omega_bias = tl.load(omega_bias_ptr + channels, mask=mask)
     tl.store(total, sums[0], mask=mask)
-    tl.store(total + D, sums[1] * half_scale, mask=mask)
-    tl.store(total + 2 * D, 0.5 * (sums[2] + omega_bias * sums[1]), mask=mask)
+    tl.store(total + D, sums[1] * slope, mask=mask)
+    tl.store(total + 2 * D, -0.5 * (sums[2] + omega_bias * sums[1]), mask=mask)
     tl.store(total + 3 * D, sums[3], mask=mask)
     tl.store(total + 4 * D, sums[4], mask=mask)
     tl.store(total + 5 * D, sums[5], mask=mask)

@@ -38,33 +38,6 @@ def reciprocal(x):
 
 
 @triton.jit
-def _round_to_bf16(x):
-    """The bits of x with the upper half rounded to nearest even (the interpreter cuts it off)."""
-    bits = x.to(tl.int32, bitcast=True)
-    return bits + 32767 + ((bits >> 16) & 1)
-
-
-@triton.jit
-def pack_pair(re, im):
-    """Two fp32 numbers rounded to bf16 in one 32-bit word, the real part in the low half."""
-    if INTERPRETED:
-        word = (_round_to_bf16(re) >> 16) & 65535 | (_round_to_bf16(im) & -65536)
-    else:
-        code: tl.constexpr = "cvt.rn.bf16x2.f32 $0, $2, $1;"
-        word = tl.inline_asm_elementwise(
-            code, "=r,f,f", [re, im], dtype=tl.int32, is_pure=True, pack=1
-        )
-    return word
-
-
-@triton.jit
-def unpack_pair(word):
-    """The two numbers of ``pack_pair``: bf16 is the upper half of fp32."""
-    re = (word << 16).to(tl.float32, bitcast=True)
-    return re, (word & -65536).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def softplus(x, EXACT: tl.constexpr):
     """log(1 + exp(x)) = max(x, 0) + e P(e) with e = exp(-|x|), P a minimax fit of log1p(e) / e.
 
@@ -91,12 +64,6 @@ def softplus(x, EXACT: tl.constexpr):
 
 
 @triton.jit
-def sigmoid_of(x, softplus_x):
-    """softplus'(x) = exp(x - softplus(x)): three instructions once softplus is there."""
-    return exp2((x - softplus_x) * 1.4426950408889634)
-
-
-@triton.jit
 def coefficients(a, w, tau):
     """(p, q, s, i2) as named at the top of this file."""
     ta = tau * a
@@ -115,84 +82,61 @@ def advance(h_re, h_im, drive, b_re, b_im, p, q, s, i2):
 
 
 @triton.jit
-def load_run(ptr, STRIDE: tl.constexpr, COUNT: tl.constexpr, mask):
-    """COUNT loads at ptr, ptr + STRIDE, … as a tuple."""
-    values = ()
-    for u in tl.static_range(COUNT):
-        values = values + (tl.load(ptr + u * STRIDE, mask=mask),)
-    return values
+def locate(T, n_chunks, rows, GROUPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(row, its first token, its tokens, chunk, chunks, unit, group, block, first channel).
 
-
-@triton.jit
-def load_group(ptrs, ROWS: tl.constexpr, LANES: tl.constexpr, COUNT: tl.constexpr, mask):
-    """COUNT tokens of every tensor: values[tensor][token].
-
-    The first LANES pointers hold one address a channel, the others one a token. Everything is
-    asked for before anything is used, so that the latencies overlap: the compiler may not move a
-    load above an earlier store by itself.
-
-    The scans ask for the next group before they work on the present one. That work sits in an
-    inner loop of ``once`` = 1 iterations, a number only known at run time: in one straight block
-    the assembler moves the loads behind the arithmetic, where nothing is left to hide them.
-    """
-    values = ()
-    for i in tl.static_range(len(ROWS)):
-        if i < LANES:
-            values = values + (load_run(ptrs[i], ROWS[i], COUNT, mask),)
-        else:
-            values = values + (load_run(ptrs[i], ROWS[i], COUNT, None),)
-    return values
-
-
-@triton.jit
-def widen(values):
-    """A group in fp32 (packed words apart), done just before its use: it waits for the loads."""
-    wide = ()
-    for i in tl.static_range(len(values)):
-        run = ()
-        for u in tl.static_range(len(values[i])):
-            if values[i][u].dtype == tl.int32:
-                run = run + (values[i][u],)
-            else:
-                run = run + (values[i][u].to(tl.float32),)
-        wide = wide + (run,)
-    return wide
-
-
-@triton.jit
-def move(ptrs, ROWS: tl.constexpr, COUNT):
-    """Every pointer, COUNT tokens further on."""
-    moved = ()
-    for i in tl.static_range(len(ROWS)):
-        moved = moved + (ptrs[i] + COUNT * ROWS[i],)
-    return moved
-
-
-@triton.jit
-def locate(n_chunks, GROUPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(row, chunk, group, block, channels) of this program.
-
-    The grid counts (row, chunk, block), the last fastest, in one dimension because the others
-    stop at 65,535. Blocks do not straddle groups: the last of a group may be part empty.
+    The grid counts (unit, block), the last fastest, in one dimension because the others stop at
+    65,535; a unit is one chunk of one row. ``rows`` is (lengths, offsets, table, first): without
+    offsets all rows have T tokens, cut at lengths; with them the rows are packed, unit u belongs
+    to row table[u] and row r's units start at first[r]. A unit beyond the last has no tokens.
+    Blocks do not straddle groups: the last of a group may be part empty.
     """
     BLOCKS: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D
     pid = tl.program_id(0)
     block = pid % (GROUPS * BLOCKS)
-    outer = pid // (GROUPS * BLOCKS)
+    unit = pid // (GROUPS * BLOCKS)
     group = block // BLOCKS
-    lane = (block % BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)
-    row = (outer // n_chunks).to(tl.int64)
-    return row, outer % n_chunks, group, block, group * WIDTH + lane
+    channel = group * WIDTH + (block % BLOCKS) * BLOCK_D
+    row, start, length, chunk, chunks = find_row(unit, T, n_chunks, rows)
+    return row, start, length, chunk, chunks, unit, group, block, channel
 
 
 @triton.jit
-def span(row, chunk, chunk_len, T, lengths_ptr):
-    """(first token, end) of a chunk, cut at the row's length."""
-    length = T
-    if lengths_ptr is not None:
-        length = tl.minimum(T, tl.load(lengths_ptr + row)).to(tl.int32)
+def find_row(unit, T, n_chunks, rows):
+    """(row, its first token, its tokens, chunk, chunks) of a unit of work; see ``locate``."""
+    if rows[1] is None:
+        row = (unit // n_chunks).to(tl.int64)
+        chunk = unit % n_chunks
+        chunks = n_chunks
+        start = row * T
+        length = T
+        if rows[0] is not None:
+            length = tl.minimum(T, tl.load(rows[0] + row)).to(tl.int32)
+    else:
+        row = tl.load(rows[2] + unit).to(tl.int64)
+        first = tl.load(rows[3] + row)
+        chunk = (unit - first).to(tl.int32)
+        chunks = (tl.load(rows[3] + row + 1) - first).to(tl.int32)
+        start = tl.load(rows[1] + row).to(tl.int64)
+        length = (tl.load(rows[1] + row + 1) - start).to(tl.int32)
+    return row, start, length, chunk, chunks
+
+
+@triton.jit
+def span(chunk, chunk_len, length):
+    """(first token, end) of a chunk, counted in its row and cut at the row's length."""
     start = chunk * chunk_len
     return start, tl.maximum(tl.minimum(start + chunk_len, length), start)
+
+
+@triton.jit
+def kept_row(row, first_token, T, offsets_ptr, KEEP: tl.constexpr):
+    """Where a row's kept states begin: one before every KEEP tokens."""
+    if offsets_ptr is None:
+        place = row * ((T + KEEP - 1) // KEEP)
+    else:
+        place = first_token // KEEP + row
+    return place
 
 
 @triton.jit
@@ -209,16 +153,6 @@ def store_pair(ptr, re, im, mask):
 
 
 @triton.jit
-def store_state(ptr, re, im, D: tl.constexpr, mask):
-    """Keep one token's state: a word of two bf16 a channel, or an fp32 row each for re and im."""
-    if ptr.dtype.element_ty == tl.int32:
-        tl.store(ptr, pack_pair(re, im), mask=mask)
-    else:
-        tl.store(ptr, re, mask=mask)
-        tl.store(ptr + D, im, mask=mask)
-
-
-@triton.jit
 def store_summary(ptr, excess_re, excess_im, local_re, local_im, mask):
     """What a chunk does to the state handed to it: state -> state + excess state + local.
 
@@ -229,12 +163,26 @@ def store_summary(ptr, excess_re, excess_im, local_re, local_im, mask):
 
 
 @triton.jit
-def apply_summary(ptr, re, im, mask):
-    """The state after a chunk, from its summary and the state before."""
-    excess_re, excess_im = load_pair(ptr, mask)
-    local_re, local_im = load_pair(ptr + 2, mask)
-    new_re = re + (excess_re * re - excess_im * im + local_re)
-    return new_re, im + (excess_re * im + excess_im * re + local_im)
+def apply_summaries(ptr, STEP: tl.constexpr, count, re, im, mask):
+    """The state after ``count`` chunks whose summaries follow each other at a distance of STEP.
+
+    Eight are asked for at once: one after the other would wait for the memory each time.
+    """
+    for first in range(0, count, 8):
+        pieces = ()
+        remaining = tl.zeros_like(re).to(tl.int32) + (count - first)
+        if mask is not None:
+            remaining = tl.where(mask, remaining, 0)
+        for k in tl.static_range(8):
+            place = ptr + (first + k) * STEP
+            here = remaining > k
+            for part in tl.static_range(4):
+                pieces = pieces + (tl.load(place + part, mask=here, other=0.0),)
+        for k in tl.static_range(8):
+            new_re = re + (pieces[4 * k] * re - pieces[4 * k + 1] * im + pieces[4 * k + 2])
+            im = im + (pieces[4 * k] * im + pieces[4 * k + 1] * re + pieces[4 * k + 3])
+            re = new_re
+    return re, im
 
 
 @triton.jit
@@ -267,23 +215,3 @@ def clean(value, factor, FACTOR: tl.constexpr):
     if FACTOR >= 0:
         result = tl.where(factor == 0.0, 0.0, value)
     return result
-
-
-@triton.jit
-def clean_gates(
-    values, u: tl.constexpr, factor, channel, FACTOR: tl.constexpr, EXACT: tl.constexpr
-):
-    """``token_gates`` of token u; values start with alpha, omega and dt."""
-    alpha = clean(values[0][u], factor, FACTOR)
-    omega = clean(values[1][u], factor, FACTOR)
-    dt = clean(values[2][u], factor, FACTOR)
-    return token_gates(alpha, omega, dt, factor, channel, EXACT)
-
-
-@triton.jit
-def load_channel(parameters, channels, mask):
-    """(alpha_bias, w's shift, w's scale, dt_bias) of the program's channels."""
-    alpha_bias = tl.load(parameters[0] + channels, mask=mask)
-    scale = tl.load(parameters[2] + channels, mask=mask)
-    shift = tl.load(parameters[1] + channels, mask=mask) * scale
-    return alpha_bias, shift, scale, tl.load(parameters[3] + channels, mask=mask)

@@ -1,63 +1,21 @@
-"""How the Triton kernels are cut into programs and launched."""
+"""Launching the Triton kernels of the scan."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from kssm.ops.kssm_scan.kernel_adjoint import backward_summary_kernel
 from kssm.ops.kssm_scan.kernel_backward import backward_kernel
+from kssm.ops.kssm_scan.kernel_cut import Cut, TileTuning, Tuning
 from kssm.ops.kssm_scan.kernel_forward import forward_kernel, forward_summary_kernel
+from kssm.ops.kssm_scan.kernel_tile import tile_kernel
 
-
-@dataclass(frozen=True)
-class Tuning:
-    """How a pass is cut into programs of one warp.
-
-    A sequence is cut in time chunks only when there are fewer than ``enough`` programs a
-    multiprocessor without that: it costs a second reading of the inputs. Then there are ``wanted``.
-    """
-
-    block_d: int = 32
-    unroll: int = 8
-    enough: int = 4
-    wanted: int = 16
-    shortest: int = 64
-
-
-FORWARD = Tuning()
-BACKWARD = Tuning(unroll=4)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """One pass's grid: ``blocks`` of ``block_d`` channels times ``chunks`` of ``chunk_len``."""
-
-    block_d: int
-    blocks: int
-    chunks: int
-    chunk_len: int
-
-    @classmethod
-    def plan(cls, shape: Sequence[int], groups: int, tuning: Tuning, device: torch.device) -> Cut:
-        """The cut for tokens [B, T, D] in ``groups`` groups."""
-        batch, tokens, channels = shape
-        width = channels // groups
-        block_d = min(tuning.block_d, triton.next_power_of_2(width))
-        blocks = groups * triton.cdiv(width, block_d)
-        processors = _processors(device)
-        chunks = 1
-        if batch * blocks < tuning.enough * processors:
-            chunks = triton.cdiv(tuning.wanted * processors, batch * blocks)
-        chunk_len = max(triton.cdiv(tokens, chunks), tuning.shortest)
-        chunk_len = triton.cdiv(chunk_len, tuning.unroll) * tuning.unroll
-        return cls(block_d, blocks, triton.cdiv(tokens, chunk_len), chunk_len)
+_LANES = 32
 
 
 class Scan(NamedTuple):
@@ -67,6 +25,7 @@ class Scan(NamedTuple):
     parameters: Sequence[Tensor]  # six [D]
     token_dt: Tensor | None
     lengths: Tensor | None
+    offsets: Tensor | None  # [rows + 1] of packed rows
     initial_state: Tensor | None
 
     @property
@@ -78,18 +37,28 @@ class Scan(NamedTuple):
         return self.inputs[4].shape[-1]
 
     @property
+    def rows(self) -> int:
+        """Sequences."""
+        return self.x.shape[0] if self.offsets is None else len(self.offsets) - 1
+
+    @property
     def factor_row(self) -> tuple[int, ...]:
         """Spacing of token_dt, when there is one."""
         return () if self.token_dt is None else (1,)
 
-    def options(self, cut: Cut, tuning: Tuning) -> dict[str, int | bool]:
-        """Compile-time arguments that every kernel takes."""
+    def cut(self, tuning: Tuning) -> Cut:
+        """This scan's cut under a tuning."""
+        packed = None if self.offsets is None else self.rows
+        return Cut.plan(self.x.shape, self.groups, tuning, self.x.device, packed)
+
+    def options(self, cut: Cut, lanes: Sequence[Tensor]) -> dict[str, int | bool]:
+        """Compile-time arguments that every kernel takes; ``lanes`` are its [B, T, D] inputs."""
         return {
             "GROUPS": self.groups,
             "WIDTH": self.x.shape[-1] // self.groups,
             "BLOCK_D": cut.block_d,
-            "UNROLL": tuning.unroll,
             "EXACT": exact(self.inputs),
+            "PAIRED": cut.block_d > _LANES and all(_paired(t) for t in lanes),
             "num_warps": 1,
         }
 
@@ -97,41 +66,77 @@ class Scan(NamedTuple):
         """Room for the chunks' summaries, when there are chunks."""
         if cut.chunks == 1:
             return None
-        batch, _, channels = self.x.shape
-        return self.x.new_empty(batch, cut.chunks, channels, 4, dtype=torch.float32)
+        return self.x.new_empty(cut.units, self.x.shape[-1], 4, dtype=torch.float32)
 
 
-def forward(scan: Scan, tuning: Tuning, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(y, last state, the states for the backward pass when they are to be kept)."""
+def forward(scan: Scan, tuning: Tuning, keep: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(y, last state, the states before every ``keep`` tokens for the backward pass)."""
     x = scan.x
-    batch, tokens, channels = x.shape
-    cut = Cut.plan(x.shape, scan.groups, tuning, x.device)
+    _, tokens, channels = x.shape
+    tuning = tuning.keeping(keep)
+    cut = scan.cut(tuning)
     inputs, rows = evenly_spaced(scan.inputs)
-    options = scan.options(cut, tuning)
-    rows = (*rows, *scan.factor_row)
+    options = scan.options(cut, inputs[:4])
+    rows = _in_words(rows, 4, options)
+    options |= {"ROWS": (*rows, *scan.factor_row), "UNROLL": tuning.unroll}
+    options["AHEAD"] = tuning.ahead
     y = _output(x, scan.lengths)
-    final = x.new_empty(batch, channels, 2, dtype=torch.float32)
-    packed = x.dtype != torch.float32
-    h_rows = 1 if packed else 2
-    states = None
-    if keep:
-        kind = torch.int32 if packed else torch.float32
-        states = x.new_empty(batch * tokens + 1, h_rows * channels, dtype=kind)
+    final = x.new_empty(scan.rows, channels, 2, dtype=torch.float32)
+    kept = _kept(scan, keep)
     summary = scan.summary(cut)
     sizes = (tokens, cut.chunks, cut.chunk_len, 1)
-    grid = (batch * cut.chunks * cut.blocks,)
-    optional = (scan.token_dt, scan.lengths)
+    optional = (scan.token_dt, *cut.rows(scan.lengths, scan.offsets))
     with on_device(x.device):
         if summary is not None:
-            forward_summary_kernel[grid](
-                *inputs, *optional, *scan.parameters[:4], summary, *sizes, ROWS=rows, **options
+            forward_summary_kernel[(cut.programs,)](
+                *inputs, *optional, *scan.parameters[:4], summary, *sizes, **options
             )
-        forward_kernel[grid](
+        forward_kernel[(cut.programs,)](
             *inputs, *optional, *scan.parameters, scan.initial_state, summary,
-            y, None if states is None else states[1:], final, *sizes,
-            ROWS=rows, H_ROWS=h_rows, **options,
+            y, kept, final, *sizes, KEEP=keep or 1, **options,
         )  # fmt: skip
-    return y, final, states
+    return y, final, kept
+
+
+def forward_in_tiles(
+    scan: Scan, tuning: TileTuning, keep: int | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``forward`` in one pass over the inputs, whatever the number of rows; not for fp32."""
+    x = scan.x
+    _, tokens, channels = x.shape
+    width = channels // scan.groups
+    size = tuning.rows * tuning.tokens
+    inputs, rows = evenly_spaced(scan.inputs)
+    packed = None if scan.offsets is None else scan.rows
+    cut = Cut.fixed(x.shape, scan.groups, _LANES * 2, size, packed)
+    options = scan.options(cut, inputs[:4])
+    del options["EXACT"], options["num_warps"]
+    rows = _in_words(rows, 4, options)
+    y = _output(x, scan.lengths)
+    final = x.new_empty(scan.rows, channels, 2, dtype=torch.float32)
+    kept = _kept(scan, keep)
+    board = torch.full((cut.units * channels * 6 + 1,), -1, dtype=torch.int32, device=x.device)
+    counter, quads, pairs = board[-1:], board, board[cut.units * channels * 4 :]
+    whole = scan.lengths is None and packed is None and tokens % size == 0
+    with on_device(x.device):
+        tile_kernel[(cut.programs,)](
+            *inputs, scan.token_dt, *cut.rows(scan.lengths, scan.offsets), *scan.parameters,
+            scan.initial_state, quads.view(torch.float32), pairs.view(torch.float32), counter,
+            y, kept, final, tokens, cut.chunks, scan.rows,
+            ROWS=(*rows, *scan.factor_row), KEEP=keep or 1, S=tuning.rows, N=tuning.tokens,
+            WHOLE=whole and width % cut.block_d == 0, num_warps=tuning.rows,
+            maxnreg=tuning.registers, **options,
+        )  # fmt: skip
+    return y, final, kept
+
+
+def _kept(scan: Scan, keep: int | None) -> Tensor | None:
+    """Room for the states before every ``keep`` tokens of each row."""
+    if keep is None:
+        return None
+    batch, tokens, channels = scan.x.shape
+    places = batch * -(-tokens // keep) if scan.offsets is None else tokens // keep + scan.rows
+    return scan.x.new_empty(places, 2, channels, dtype=torch.float32)
 
 
 class Gradients(NamedTuple):
@@ -140,40 +145,43 @@ class Gradients(NamedTuple):
     tokens: list[Tensor]  # of alpha, omega, dt, x, in their dtypes
     b: list[Tensor]  # of b_re, b_im: [B, T, G]
     parameters: Tensor  # [6, D]
-    initial_state: Tensor  # [B, D, 2]
+    initial_state: Tensor  # [rows, D, 2]
 
 
-def backward(scan: Scan, states: Tensor, dy: Tensor, dfinal: Tensor, tuning: Tuning) -> Gradients:
-    """Gradients from those of y [B, T, D] and of the last state [B, D, 2]."""
+def backward(scan: Scan, kept: Tensor, dy: Tensor, dfinal: Tensor, tuning: Tuning) -> Gradients:
+    """Gradients from those of y [B, T, D] and of the last state [rows, D, 2].
+
+    ``tuning.unroll`` is the number of tokens that one kept state stands for.
+    """
     x = scan.x
     batch, tokens, channels = x.shape
-    cut = Cut.plan(x.shape, scan.groups, tuning, x.device)
-    inputs, rows = evenly_spaced([*scan.inputs, dy])
-    options = scan.options(cut, tuning)
-    state_rows = (channels,) if states.dtype == torch.int32 else (2 * channels, 2 * channels)
+    cut = scan.cut(tuning)
+    given = (*scan.inputs[:4], dy, *scan.inputs[4:])
+    inputs, rows = evenly_spaced(given)
+    options = scan.options(cut, inputs[:5])
+    rows = _in_words(rows, 5, options)
     to_tokens = [_output(t, scan.lengths) for t in scan.inputs[:4]]
     partial = (batch, tokens, scan.groups, cut.blocks // scan.groups)
     to_b = [_output(x, scan.lengths, partial, torch.float32) for _ in range(2)]
-    to_parameters = x.new_empty(batch, cut.chunks, 6, channels, dtype=torch.float32)
-    to_initial = x.new_empty(batch, channels, 2, dtype=torch.float32)
+    make = x.new_empty if scan.offsets is None else x.new_zeros
+    to_parameters = make(cut.units, 6, channels, dtype=torch.float32)
+    to_initial = x.new_empty(scan.rows, channels, 2, dtype=torch.float32)
     summary = scan.summary(cut)
     sizes = (tokens, cut.chunks, cut.chunk_len, 1)
-    grid = (batch * cut.chunks * cut.blocks,)
-    optional = (scan.token_dt, scan.lengths)
+    optional = (scan.token_dt, *cut.rows(scan.lengths, scan.offsets))
     with on_device(x.device):
         if summary is not None:
-            backward_summary_kernel[grid](
-                *inputs[:3], inputs[6], *optional, *scan.parameters, summary, *sizes,
-                ROWS=_negative(*rows[:3], rows[6], *scan.factor_row), **options,
+            backward_summary_kernel[(cut.programs,)](
+                *inputs[:3], inputs[4], *optional, *scan.parameters, summary, *sizes,
+                ROWS=_negative(*rows[:3], rows[4], *scan.factor_row),
+                UNROLL=tuning.unroll, AHEAD=tuning.ahead, **options,
             )  # fmt: skip
-        backward_kernel[grid](
-            *inputs[:6], *optional, *scan.parameters, scan.initial_state, states,
-            inputs[6], dfinal.contiguous(), summary,
+        backward_kernel[(cut.programs,)](
+            *inputs, *optional, *scan.parameters, kept, dfinal.contiguous(), summary,
             *to_tokens, *to_b, to_parameters, to_initial, *sizes,
-            ROWS=_negative(*rows[:4], rows[6], *state_rows, *rows[4:6], *scan.factor_row),
-            **options,
+            ROWS=(*rows, *scan.factor_row), KEEP=tuning.unroll, **options,
         )  # fmt: skip
-    return Gradients(to_tokens, [t.sum(-1) for t in to_b], to_parameters.sum((0, 1)), to_initial)
+    return Gradients(to_tokens, [t.sum(-1) for t in to_b], to_parameters.sum(0), to_initial)
 
 
 def evenly_spaced(tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
@@ -195,12 +203,23 @@ def evenly_spaced(tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[int, .
     return kept, tuple(rows)
 
 
+def _paired(tensor: Tensor) -> bool:
+    """Whether two neighbouring channels are always one aligned word."""
+    even = tensor.shape[-1] % 2 == 0 and tensor.stride(1) % 2 == 0
+    return tensor.dtype == torch.bfloat16 and even and tensor.data_ptr() % 4 == 0
+
+
+def _in_words(rows: tuple[int, ...], lanes: int, options: dict[str, int | bool]) -> tuple[int, ...]:
+    """The first ``lanes`` spacings in words of two, when the kernel reads those."""
+    return (*(row // 2 for row in rows[:lanes]), *rows[lanes:]) if options["PAIRED"] else rows
+
+
 def _negative(*rows: int) -> tuple[int, ...]:
     return tuple(-row for row in rows)
 
 
 def exact(inputs: Sequence[Tensor]) -> bool:
-    """Whether softplus is worth fp32 accuracy: 16-bit pre-activations do not carry it."""
+    """Whether full fp32 accuracy is worth its cost: 16-bit pre-activations do not carry it."""
     return torch.float32 in (inputs[0].dtype, inputs[2].dtype)
 
 
@@ -213,13 +232,6 @@ def _output(
     """Memory for a kernel's output; zeros when rows end early, for the kernels stop there."""
     make = like.new_empty if lengths is None else like.new_zeros
     return make(tuple(like.shape if shape is None else shape), dtype=dtype or like.dtype)
-
-
-def _processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; the interpreter counts as one."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
