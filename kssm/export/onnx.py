@@ -60,7 +60,9 @@ def export_onnx(model: Exportable, path: str | Path) -> None:
             input_names=[*step.inputs, *names],
             output_names=[*step.outputs, *(f"new_{name}" for name in names)],
             verbose=False,
+            optimize=False,  # the optimizer takes a floor of 1e-30 for 0; onnxruntime has its own
         )
+    _name_rows(exported.model.graph)
     exported.model.metadata_props.update(_metadata(model, step.layout))
     exported.save(str(path))
 
@@ -71,6 +73,16 @@ def step_of(model: Exportable) -> Step:
     if isinstance(model, SignalForecaster):
         return ForecasterStep(model)
     return LanguageStep(model) if isinstance(model, LanguageModel) else ModelStep(model)
+
+
+def _name_rows(graph: Any) -> None:
+    """Call the first axis of inputs and outputs, and what depends on it, ``rows``."""
+    symbol = str(graph.inputs[0].shape[0])
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    for value in values:
+        for axis, size in enumerate(value.shape or ()):
+            if str(size) == symbol:
+                value.shape[axis] = "rows"
 
 
 def _example(step: Step) -> tuple[Tensor, ...]:

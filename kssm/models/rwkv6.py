@@ -5,6 +5,7 @@ Source: Peng et al., "Eagle and Finch: RWKV with Matrix-Valued States and Dynami
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,12 +16,18 @@ from torch.nn import functional as F
 
 from kssm.models.base import State, StateSpec
 from kssm.models.layers import init_linear
-from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, remember_, state_dtype
+from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, state_dtype
 from kssm.models.tokens import last_valid, previous_tokens
+from kssm.ops.eager import outside_graph
+from kssm.ops.launch import runs_triton
+from kssm.ops.token_shift import BOUND, shift_step_
 from kssm.ops.wkv6 import wkv6, wkv6_step_
 
 _STREAMS = 5
 """Inputs mixed with the previous token: decay, key, value, receptance, gate, in this order."""
+
+_Shifted = tuple[Tensor, Tensor, Tensor]
+"""A normalised token, what the token before has more, and mixtures of the two (``shift_step_``)."""
 
 _MAX_LOG_RATE = 30.0
 _MAX_DECAY = 1000.0
@@ -79,10 +86,10 @@ class RWKV6Config(StackConfig):
 
 
 class LayerNorm(nn.LayerNorm):
-    """A layer norm that stays finite for every finite token: entries are cut at +-1e15."""
+    """A layer norm that stays finite for every finite token: entries are cut."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name nn.LayerNorm gave it)
-        return super().forward(input.clamp(-1e15, 1e15))
+        return super().forward(input.clamp(-BOUND, BOUND))
 
 
 class TimeMix(nn.Module):
@@ -114,40 +121,52 @@ class TimeMix(nn.Module):
         self, x: Tensor, before: Tensor, state: Tensor, lengths: Tensor | None, dt: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Mixed tokens [B, T, d_model] and the next state [B, H, K, V]; ``before`` [B, d_model]."""
-        r, k, v, log_decay, gate = self._project(x, previous_tokens(x, before), dt)
+        delta = previous_tokens(x, before) - x
+        mixed = (x + delta * self.mix_input).to(x.dtype)
+        r, k, v, raw_rate, gate = self._project(x, delta, mixed)
+        log_decay = self._log_decay(raw_rate, dt)
         y, new_state = wkv6(r, k, v, log_decay, self.bonus, state, lengths)
         return self._read(y, gate), new_state
 
-    def step_(
-        self, x: Tensor, before: Tensor, states: Tensor, slots: Tensor, dt: Tensor | None
-    ) -> Tensor:
+    def step_(self, token: _Shifted, states: Tensor, slots: Tensor, dt: Tensor | None) -> Tensor:
         """One token a row [N, d_model]; the arena rows ``slots`` of ``states`` change in place."""
-        r, k, v, log_decay, gate = self._project(x, before, dt)
-        y = wkv6_step_(r, k, v, log_decay, self.bonus, states, slots)
+        normed, delta, mixed = token
+        r, k, v, raw_rate, gate = self._project(normed, delta, mixed[0])
+        if runs_triton(states):
+            kernel = importlib.import_module("kssm.ops.wkv6.kernel_step")
+            norm = (self.head_weight, self.head_bias, self.head_eps)
+            base = self.decay.view_as(self.bonus)
+            gating = kernel.Gating(base, dt, *norm, gate, _MAX_LOG_RATE, _MAX_DECAY)
+            step = outside_graph(kernel.wkv6_gated_step_triton_)
+            y = step(r, k, v, raw_rate, self.bonus, gating, states, slots)
+            return self.output(y.to(gate.dtype))
+        y = wkv6_step_(r, k, v, self._log_decay(raw_rate, dt), self.bonus, states, slots)
         return self._read(y, gate)
 
     def _project(
-        self, x: Tensor, previous: Tensor, dt: Tensor | None
+        self, x: Tensor, delta: Tensor, mixed: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """r, k, v and log-decay [..., H, head_size] and the gate [..., d_model] of tokens x."""
-        delta = previous - x
-        low = self.mix_down((x + delta * self.mix_input).to(x.dtype)).tanh()
-        low = low.unflatten(-1, (_STREAMS, -1))
-        mix = self.mix + torch.einsum("...sr,srd->...sd", low, self.mix_up.to(low.dtype))
-        mixed = torch.addcmul(x.unsqueeze(-2), delta.unsqueeze(-2), mix.to(x.dtype))
-        x_decay, x_key, x_value, x_receptance, x_gate = mixed.unbind(-2)
+        """r, k, v and raw rate [..., H, head_size] and the gate [..., d_model] of tokens x.
+
+        ``delta`` is what the token before has more, ``mixed`` the mixture that sets the others.
+        """
+        low = self.mix_down(mixed).tanh().unflatten(-1, (_STREAMS, -1))
+        low = low.flatten(0, -3).transpose(0, 1)  # [streams, tokens, rank]
+        mix = torch.baddbmm(self.mix.unsqueeze(1).to(low.dtype), low, self.mix_up.to(low.dtype))
+        mix = mix.view(_STREAMS, *x.shape).to(x.dtype)
+        x_decay, x_key, x_value, x_receptance, x_gate = torch.addcmul(x, delta, mix).unbind(0)
         heads = (-1, self.head_size)
         r = self.receptance(x_receptance).unflatten(-1, heads)
         k, v = self.key(x_key).unflatten(-1, heads), self.value(x_value).unflatten(-1, heads)
-        return r, k, v, self._log_decay(x_decay, dt).unflatten(-1, heads), self.gate(x_gate)
+        raw_rate = self.decay_up(self.decay_down(x_decay).tanh()).unflatten(-1, heads)
+        return r, k, v, raw_rate, self.gate(x_gate)
 
-    def _log_decay(self, x: Tensor, dt: Tensor | None) -> Tensor:
+    def _log_decay(self, raw_rate: Tensor, dt: Tensor | None) -> Tensor:
         """Logarithm of each channel's decay over the time of the token, in at least fp32."""
-        low = self.decay_up(self.decay_down(x).tanh())
-        log_rate = self.decay.to(state_dtype(self.decay.dtype)) + low
+        log_rate = self.decay.to(state_dtype(self.decay.dtype)).view_as(self.bonus) + raw_rate
         rate = log_rate.clamp(max=_MAX_LOG_RATE).exp()
         if dt is not None:
-            rate = rate * dt.unsqueeze(-1).to(rate.dtype)
+            rate = rate * dt[..., None, None].to(rate.dtype)
         return -rate.clamp(max=_MAX_DECAY)
 
     def _read(self, y: Tensor, gate: Tensor) -> Tensor:
@@ -173,9 +192,13 @@ class ChannelMix(nn.Module):
     def forward(self, x: Tensor, previous: Tensor) -> Tensor:
         """Tokens x [..., d_model], each with the one before it."""
         delta = previous - x
-        hidden = F.relu(self.key((x + delta * self.mix_key).to(x.dtype))).square()
-        gate = self.receptance((x + delta * self.mix_receptance).to(x.dtype)).sigmoid()
-        return gate * self.value(hidden)
+        for_key = (x + delta * self.mix_key).to(x.dtype)
+        return self.read(for_key, (x + delta * self.mix_receptance).to(x.dtype))
+
+    def read(self, for_key: Tensor, for_receptance: Tensor) -> Tensor:
+        """The layer's output from the two mixtures [..., d_model]."""
+        hidden = F.relu(self.key(for_key)).square()
+        return self.receptance(for_receptance).sigmoid() * self.value(hidden)
 
 
 class RWKV6Block(Block):
@@ -223,20 +246,23 @@ class RWKV6Block(Block):
 
     def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
         x = self.input_norm(x)
-        normed = self.time_norm(x)
-        before = arena["time_shift"][slots].to(normed.dtype)
-        x = x + self.time.step_(normed, before, arena["state"], slots, dt)
-        remember_(arena["time_shift"], slots, normed)
-        normed = self.channel_norm(x)
-        before = arena["channel_shift"][slots].to(normed.dtype)
-        remember_(arena["channel_shift"], slots, normed)
-        return x + self.channel(normed, before)
+        mix = self.time.mix_input.unsqueeze(0)
+        token = _shift_(x, self.time_norm, mix, arena["time_shift"], slots)
+        x = x + self.time.step_(token, arena["state"], slots, dt)
+        mix = torch.stack([self.channel.mix_key, self.channel.mix_receptance])
+        _, _, mixed = _shift_(x, self.channel_norm, mix, arena["channel_shift"], slots)
+        return x + self.channel.read(mixed[0], mixed[1])
 
     def _fresh(self, x: Tensor) -> State:
         return {
             name: torch.zeros(len(x), *shape, dtype=dtype, device=x.device)
             for name, (shape, dtype) in self.state_spec().items()
         }
+
+
+def _shift_(x: Tensor, norm: LayerNorm, mix: Tensor, shifts: Tensor, slots: Tensor) -> _Shifted:
+    """One token a row, normalised and mixed with the one before, which it replaces."""
+    return shift_step_(x, norm.weight, norm.bias, norm.eps, mix, shifts, slots)
 
 
 class RWKV6(Stack):

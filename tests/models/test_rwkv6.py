@@ -139,9 +139,9 @@ def test_dt_is_the_power_of_the_decay() -> None:
     block = net.blocks[0]
     assert isinstance(block, RWKV6Block)
     mix = block.time
-    x, dt = tokens(1, torch.float64), torch.full((ROWS, 1), 3.0)
-    once = mix._log_decay(x, None)
-    assert torch.allclose(mix._log_decay(x, dt), 3 * once)
+    raw, dt = tokens(1, torch.float64).unflatten(-1, mix.bonus.shape), torch.full((ROWS, 1), 3.0)
+    once = mix._log_decay(raw, None)
+    assert torch.allclose(mix._log_decay(raw, dt), 3 * once)
     assert (once < 0).all()
 
 

@@ -17,6 +17,8 @@ from kssm.ops.diagonal_scan import Discretization, Modes, diagonal_step_
 from kssm.ops.diagonal_scan.kernel_step import diagonal_step_triton_
 from kssm.ops.linear_scan import linear_scan
 from kssm.ops.linear_scan.kernel import scan_triton
+from kssm.ops.token_shift import BOUND, shift_step_
+from kssm.ops.token_shift.kernel import shift_step_triton_
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's NaNs
 
@@ -90,3 +92,28 @@ def test_the_linear_scan(dtype, length):
     initial = torch.randn(2, 70, dtype=dtype, generator=generator)
     found = scan_triton(decay.to(DEVICE), value.to(DEVICE), initial.to(DEVICE)).cpu()
     assert (found - linear_scan(decay, value, initial)).abs().max() < 5e-6
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_the_token_shift():
+    x, mix = 3 * draw(3, 2 * CHANNELS, seed=0) + 1, draw(2, CHANNELS, seed=1)
+    weight, bias, shifts = (
+        draw(CHANNELS, seed=2),
+        draw(CHANNELS, seed=3),
+        draw(6, CHANNELS, seed=4),
+    )
+    x[1, 0] = 1e30
+    x[2, 4] = torch.nan
+    slots = torch.tensor([4, 2, 5])
+    given = (weight.double(), bias.double(), 1e-5, mix.double(), own := shifts.double(), slots)
+    expected = shift_step_(x.double()[:, :CHANNELS], *given)
+    arena = shifts.clone().to(DEVICE)
+    moved = [t.to(DEVICE) for t in (weight, bias, mix, slots)]
+    found = shift_step_triton_(
+        x.to(DEVICE)[:, :CHANNELS], moved[0], moved[1], 1e-5, moved[2], arena, moved[3], BOUND
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert worst(a[..., :2, :], b[..., :2, :]) <= 1e-5
+        assert not a[..., 2, :].isfinite().all()
+    assert worst(arena, own) <= 1e-5
+    assert torch.equal(arena[[0, 1, 3, 5]].cpu(), shifts[[0, 1, 3, 5]])

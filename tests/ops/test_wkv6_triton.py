@@ -10,8 +10,9 @@ from tests.ops.kernels import DEVICE, ON_GPU, check_scan, draw, worst
 
 pytest.importorskip("triton")
 
-from kssm.ops.wkv6 import kernel, wkv6_reference
-from kssm.ops.wkv6.kernel_step import wkv6_step_triton_
+from kssm.models.rwkv6 import RWKV6Config, TimeMix
+from kssm.ops.wkv6 import kernel, wkv6_reference, wkv6_step_
+from kssm.ops.wkv6.kernel_step import Gating, wkv6_gated_step_triton_, wkv6_step_triton_
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's NaNs
 
@@ -77,3 +78,31 @@ def test_the_step():
     assert torch.equal(arena[1, 0, :, 2], states[1, 0, :, 2])
     assert torch.isfinite(arena).all()
     assert found[1, 0, 2].isnan()
+
+
+@pytest.mark.parametrize("with_dt", [False, True])
+@pytest.mark.usefixtures("poisoned")
+def test_the_gated_step_is_the_models(with_dt):
+    config = RWKV6Config(d_model=12, n_layers=1, head_size=6, d_ffn=8, mix_rank=3, decay_rank=3)
+    torch.manual_seed(0)
+    mix = TimeMix(config, 0).double().requires_grad_(False)
+    mix.head_weight.copy_(draw(12, seed=1))
+    mix.head_bias.copy_(draw(12, seed=2))
+    tokens = [draw(3, 2, 6, seed=i).double() for i in range(3, 7)]
+    tokens[3][0, 0, 0] = 40.0  # a rate that is cut
+    gate, states = draw(3, 12, seed=7).double(), draw(5, 2, 6, 6, seed=8).double()
+    slots, dt = torch.tensor([3, 1, 4]), torch.tensor([0.5, 1.0, 3.0]) if with_dt else None
+    r, k, v, raw = tokens
+    own = states.clone()
+    y = wkv6_step_(r, k, v, mix._log_decay(raw, dt), mix.bonus, own, slots)
+    expected = mix._read(y, gate)
+
+    arena = states.float().to(DEVICE)
+    move = [t.float().to(DEVICE) for t in (r, k, v, raw, mix.bonus, mix.decay.view(2, 6))]
+    norm = [t.float().to(DEVICE) for t in (mix.head_weight, mix.head_bias)]
+    own_dt = None if dt is None else dt.to(DEVICE)
+    gating = Gating(move[5], own_dt, *norm, config.head_eps, gate.float().to(DEVICE), 30.0, 1000.0)
+    found = wkv6_gated_step_triton_(*move[:5], gating, arena, slots.to(DEVICE))
+    assert worst(mix.output(found.cpu().double()), expected) <= 1e-5
+    assert worst(arena.cpu()[[1, 3, 4]], own[[1, 3, 4]]) <= 1e-5
+    assert torch.equal(arena.cpu()[[0, 2]], states.float()[[0, 2]])

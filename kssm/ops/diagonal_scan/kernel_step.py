@@ -11,7 +11,7 @@ from kssm.ops.diagonal_scan.modes import Discretization, Modes
 from kssm.ops.launch import blocks_of, on_device
 
 _BLOCK_D = 8
-_ROWS = 16
+_ROWS = 4
 """Rows of a program where there are many: they share the decays."""
 
 
@@ -49,6 +49,8 @@ def step_kernel(
     in_d = d < D
     mask = in_d[:, None] & (n < N)[None, :]
     tile = d[:, None] * N + n[None, :]
+    m = tl.arange(0, 2 * BLOCK_N)  # real and imaginary parts in turn: one wide access
+    flat, inside = d[:, None] * (2 * N) + m[None, :], in_d[:, None] & (m < 2 * N)[None, :]
     a_re = -tl.exp(tl.load(log_decay_ptr + tile, mask=mask, other=0.0).to(tl.float64))
     a_im = tl.load(frequency_ptr + tile, mask=mask, other=0.0).to(tl.float64)
     step = tl.exp(tl.load(log_step_ptr + d, mask=in_d, other=0.0).to(tl.float64))[:, None]
@@ -62,16 +64,16 @@ def step_kernel(
         if dt_ptr is not None:
             own = step * tl.load(dt_ptr + row).to(tl.float64)
             decay_re, decay_im, gain_re, gain_im = _transition(a_re, a_im, own, ZOH)
-        place = states_ptr + 2 * (tl.load(slots_ptr + row).to(tl.int64) * (D * N) + tile)
-        re = tl.load(place, mask=mask, other=0.0)
-        im = tl.load(place + 1, mask=mask, other=0.0)
+        place = states_ptr + 2 * D * N * tl.load(slots_ptr + row).to(tl.int64) + flat
+        stored = tl.load(place, mask=inside, other=0.0)
+        re, im = tl.split(tl.reshape(stored, [BLOCK_D, BLOCK_N, 2]))
         x = tl.load(x_ptr + row * x_row + d, mask=in_d, other=0.0)
         token = x.to(tl.float64)[:, None]
         new_re = (decay_re * re - decay_im * im + gain_re * token).to(tl.float32)
         new_im = (decay_im * re + decay_re * im + gain_im * token).to(tl.float32)
         finite = (tl.abs(new_re) < float("inf")) & (tl.abs(new_im) < float("inf"))
-        tl.store(place, tl.where(finite, new_re, re), mask=mask)
-        tl.store(place + 1, tl.where(finite, new_im, im), mask=mask)
+        kept = tl.join(tl.where(finite, new_re, re), tl.where(finite, new_im, im))
+        tl.store(place, tl.reshape(kept, [BLOCK_D, 2 * BLOCK_N]), mask=inside)
         y = 2.0 * tl.sum(new_re * c_re - new_im * c_im, axis=1) + skip * x
         y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
         tl.store(y_ptr + row * D + d, y, mask=in_d)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kssm.ops.launch import blocks_of, on_device
 
-_BLOCK_D = 32
+_FEW = 32
+"""Up to so many rows, a program does few channels."""
 
 
 @triton.jit
@@ -71,12 +72,13 @@ def selective_step_triton_(
     """``selective_step_`` in one launch; the last dimension of every tensor is contiguous."""
     rows, channels = x.shape
     y = torch.empty(rows, channels, dtype=torch.float32, device=x.device)
+    block_d = 32 if rows <= _FEW else 128
     with on_device(x.device):
-        step_kernel[(rows * blocks_of(channels, _BLOCK_D),)](
+        step_kernel[(rows * blocks_of(channels, block_d),)](
             x, raw_step, bias, a_log, b, c, skip, gate, states, slots,
             None if dt is None else dt.contiguous(), y,
             x.stride(0), raw_step.stride(0), b.stride(0), c.stride(0), gate.stride(0),
-            D=channels, N=a_log.shape[1], BLOCK_D=_BLOCK_D,
-            BLOCK_N=triton.next_power_of_2(a_log.shape[1]), num_warps=2,
+            D=channels, N=a_log.shape[1], BLOCK_D=block_d,
+            BLOCK_N=triton.next_power_of_2(a_log.shape[1]), num_warps=block_d // 32,
         )  # fmt: skip
     return y

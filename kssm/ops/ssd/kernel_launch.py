@@ -130,9 +130,7 @@ class _Launch:
         """y [B, T, H, P]."""
         y = torch.empty_like(x)
         with on_device(x.device):
-            forward_kernel[self.grid](
-                x, step, total, b, c, starts, y, **self.options, num_warps=4
-            )
+            forward_kernel[self.grid](x, step, total, b, c, starts, y, **self.options, num_warps=4)
         return y
 
     def backward(

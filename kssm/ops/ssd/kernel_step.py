@@ -10,7 +10,8 @@ from torch import Tensor
 from kssm.ops.launch import blocks_of, on_device
 from kssm.ops.selective_scan.kernel_step import softplus
 
-_BLOCK_P = 16
+_FEW = 32
+"""Up to so many rows, a head's channels are shared out over programs."""
 
 
 @triton.jit
@@ -65,13 +66,13 @@ def ssd_step_triton_(
     """``ssd_step_`` in one launch; all but the first dimension of every tensor are contiguous."""
     rows, heads, size = x.shape
     y = torch.empty(rows, heads, size, dtype=torch.float32, device=x.device)
-    block_p = min(_BLOCK_P, triton.next_power_of_2(size))
+    block_p = min(16 if rows <= _FEW else 64, triton.next_power_of_2(size))
     with on_device(x.device):
         step_kernel[(rows * heads * blocks_of(size, block_p),)](
             x, raw_step, bias, a_log, b, c, skip, gate, states, slots,
             None if dt is None else dt.contiguous(), y,
             x.stride(0), raw_step.stride(0), b.stride(0), c.stride(0), gate.stride(0),
             H=heads, G=b.shape[1], P=size, N=b.shape[2],
-            BLOCK_P=block_p, BLOCK_N=triton.next_power_of_2(b.shape[2]), num_warps=2,
+            BLOCK_P=block_p, BLOCK_N=triton.next_power_of_2(b.shape[2]), num_warps=max(1, block_p // 16),
         )  # fmt: skip
     return y
