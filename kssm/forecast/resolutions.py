@@ -83,7 +83,7 @@ class MultiResolutionForecaster(SignalForecaster):
                 for factor in self.config.thinning
                 for name, entry in single.items()
             },
-            "clock": ((1,), torch.int64),
+            "clock": ((1,), torch.float64),
             "block": ((2, self._block), torch.float64),
             "rivals": ((copies + 1, self._block, len(contest.JUDGED)), torch.float32),
             "rivals_scale": ((2,), torch.float64),
@@ -123,13 +123,13 @@ class MultiResolutionForecaster(SignalForecaster):
         output = super().step_(values, arena, slots, dt)
         rows = slots.clamp_min(0)
         live = output.healthy
-        position = arena["clock"][rows, 0] % self._block
+        position = _clock(arena)[rows] % self._block
         kept = torch.where(scaler.is_visible(values), values, ABSENT)
         steps = torch.ones_like(values) if dt is None else dt.double()
         pair = torch.stack([kept, steps], dim=-1)
         old = arena["block"][rows, :, position]
         arena["block"][rows, :, position] = torch.where(live.unsqueeze(-1), pair, old)
-        arena["clock"][rows, 0] += live
+        arena["clock"][rows, 0] += live.double()
         due = torch.where(live, position + 1, 1)
         for factor in self.config.thinning:
             index = (due % factor == 0).nonzero().squeeze(1)
@@ -154,7 +154,7 @@ class MultiResolutionForecaster(SignalForecaster):
         wanted = (*check_levels(levels), 0.5)
         factors = self.config.thinning
         shares = contest.weights(state["contest"], factors, horizon, self._block)
-        clock, last = state["clock"][:, 0], state["scaler"][:, 5]
+        clock, last = _clock(state), state["scaler"][:, 5]
         mixed = super().forecast(state, horizon, wanted) * shares[:, 0, :, None]
         for i, factor in enumerate(factors, start=1):
             reach = coarse_length(horizon, factor)
@@ -171,7 +171,7 @@ class MultiResolutionForecaster(SignalForecaster):
             yield factor, _part(state, factor)
 
     def _cut(self, values: Tensor, steps: Tensor, state: State, ends: Tensor) -> _Cut:
-        phase = state["clock"][:, 0] % self._block
+        phase = _clock(state) % self._block
         total = phase + ends
         blocks = -(-int(total.max()) // self._block) + 1
         kept = torch.where(scaler.is_visible(values), values, ABSENT)
@@ -240,7 +240,7 @@ class MultiResolutionForecaster(SignalForecaster):
         units, scales = self._rivals(readings)
         units = torch.cat([state["rivals"].unsqueeze(1), units], dim=1)
         scales = torch.cat([state["rivals_scale"].unsqueeze(1), scales], dim=1)
-        seen = state["clock"][:, 0] // self._block
+        seen = _clock(state) // self._block
         sums = state["contest"]
         for i in range(units.shape[1] - 1):
             folded = self._fold(sums, cut.samples[:, i], units[:, i], scales[:, i], seen + i)
@@ -248,7 +248,7 @@ class MultiResolutionForecaster(SignalForecaster):
         row = torch.arange(len(sums), device=sums.device)
         rest = torch.stack([cut.samples[row, cut.full], cut.steps[row, cut.full]], dim=1)
         return {
-            "clock": state["clock"] + cut.ends.unsqueeze(1),
+            "clock": state["clock"] + cut.ends.unsqueeze(1).double(),
             "block": rest,
             "rivals": units[row, cut.full],
             "rivals_scale": scales[row, cut.full],
@@ -268,7 +268,7 @@ class MultiResolutionForecaster(SignalForecaster):
         readings: list[Reading] = []
         for _, part in self._parts(arena):
             readings.append((part["forecast"][rows], part["scaler"][rows]))
-        seen = arena["clock"][rows, 0] // self._block - 1
+        seen = _clock(arena)[rows] // self._block - 1
         kept = arena["rivals"][rows], arena["rivals_scale"][rows]
         samples = arena["block"][rows, 0]
         arena["contest"][rows] = self._fold(arena["contest"][rows], samples, *kept, seen)
@@ -296,6 +296,11 @@ def _part(state: State, factor: int) -> State:
     """The entries of one copy, under the names of a single resolution."""
     prefix = f"every{factor}."
     return {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
+
+
+def _clock(state: State) -> Tensor:
+    """Samples of each row so far [B], int64 (kept in float64, which is exact)."""
+    return state["clock"][:, 0].long()
 
 
 def _judged(blocks: Tensor, stats: Tensor) -> Tensor:

@@ -31,9 +31,9 @@ class Live:
 
 @contextmanager
 def thread_server(config: EngineConfig | None = None, **settings: Any) -> Generator[Live]:
-    """A server with the tiny forecaster in a thread of this process."""
+    """A server with a tiny forecaster of three resolutions in a thread of this process."""
     chosen = Settings(port=0, log_level="warning", **settings)
-    app = create_app(chosen, Engine(tiny_forecaster(), config or EngineConfig()))
+    app = create_app(chosen, Engine(tiny_forecaster(thinning=(4, 16)), config or EngineConfig()))
     server = make_server(app, chosen)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -45,7 +45,7 @@ def thread_server(config: EngineConfig | None = None, **settings: Any) -> Genera
 
 
 class ProcessServer:
-    """A server with the tiny forecaster in a process that can be told to stop."""
+    """A server with a tiny forecaster of three resolutions in a process that can be told to stop."""
 
     def __init__(self, store: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("KSSM_")}
@@ -79,7 +79,7 @@ class ProcessServer:
 def main() -> None:
     """Serve as the environment says; the first line of output is the port."""
     settings = Settings(log_level="warning")
-    server = make_server(create_app(settings, Engine(tiny_forecaster())), settings)
+    server = make_server(create_app(settings, Engine(tiny_forecaster(thinning=(4, 16)))), settings)
 
     def announce() -> None:
         sys.stdout.write(f"{server.wait_until_listening(60)}\n")

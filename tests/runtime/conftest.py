@@ -14,10 +14,12 @@ from tests.runtime.fakes import SmoothingForecaster
 from tests.runtime.support import CONFIG
 
 
-@pytest.fixture(scope="module", params=["smoothing", "tiny"])
+@pytest.fixture(scope="module", params=["smoothing", "tiny", "resolutions"])
 def forecaster(request: pytest.FixtureRequest) -> Forecaster:
-    """The same tests on a transparent fake and on a real, small model."""
-    return SmoothingForecaster() if request.param == "smoothing" else tiny_forecaster()
+    """The same tests on a transparent fake and on real, small models."""
+    if request.param == "smoothing":
+        return SmoothingForecaster()
+    return tiny_forecaster(thinning=(4, 16) if request.param == "resolutions" else ())
 
 
 @pytest.fixture(autouse=True, scope="session")
