@@ -67,6 +67,7 @@ def run_task(file: Path, checkpoint: str, minutes: float, output: Path) -> dict[
         "examples": result.examples,
         "seconds": round(seconds, 1),
         "processor_seconds": round(busy, 1),
+        "recipe": result.recipe,
         "share": result.share,
         "validation_ratio": result.validation[1] / result.validation[0],
         "zero_shot": before._asdict(),

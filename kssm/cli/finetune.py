@@ -78,6 +78,9 @@ def _show(console: Console, result: FinetuneResult, output: Path) -> None:
     ):
         if not math.isnan(before):
             console.print(f"CRPS on the {name}: {before:.4g} before, {after:.4g} after")
-    if not result.share:
-        console.print("no gain on the validation part: the weights stay as they were")
+    console.print(
+        f"learned from: {result.recipe}, {result.share:.0%} of the way"
+        if result.share
+        else "no gain on the validation part: the weights stay as they were"
+    )
     console.print(f"kssm serve --model {output}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
@@ -28,7 +28,8 @@ class Examples:
 
     hidden: [N, d_model] float32; last: [N] float32, the last visible value, normalised;
     location, scale: [N] float64 of the scaler; future: [N, K] float64, what the K samples after the
-    reading were, NaN = unknown or not asked for.
+    reading were, NaN = unknown or not asked for; row, position: [N] int64, the series and the
+    number of its samples before the first of those.
     """
 
     hidden: Tensor
@@ -36,12 +37,21 @@ class Examples:
     location: Tensor
     scale: Tensor
     future: Tensor
+    row: Tensor
+    position: Tensor
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def __getitem__(self, rows: Tensor | slice) -> Self:
         return type(self)(*(getattr(self, item.name)[rows] for item in fields(self)))
+
+    def until(self, ends: Tensor) -> Self:
+        """What of it would be there had every series ended after ``ends`` [series] samples."""
+        room = ends[self.row] - self.position
+        ahead = torch.arange(self.future.shape[1])
+        known = replace(self, future=self.future.masked_fill(ahead >= room[:, None], torch.nan))
+        return known[room > 0]
 
     @classmethod
     def join(cls, parts: Sequence[Examples]) -> Examples:
@@ -71,7 +81,8 @@ def collect(
     for group in _groups([int(origins[row][-1]) for row in wanted]):
         rows = [wanted[place] for place in group]
         chosen = [series[row] for row in rows]
-        parts += _stream(reader, chosen, [origins[row] for row in rows], horizon, head_horizon)
+        found = _stream(reader, chosen, [origins[row] for row in rows], horizon, head_horizon)
+        parts += [replace(part, row=torch.tensor(rows)[part.row]) for part in found]
     return Examples.join(parts)
 
 
@@ -101,7 +112,8 @@ def _stream(
         future = _futures([series[row] for row in live], cuts, horizon, head_horizon)
         # Without a roll-out two small entries are all that is looked at.
         names = state if future.shape[1] > 1 else ("scaler", "forecast")
-        parts += _read(reader, {name: state[name][live] for name in names}, future)
+        here = {name: state[name][live] for name in names}
+        parts += _read(reader, here, future, torch.tensor(live), torch.tensor(cuts))
     return parts
 
 
@@ -125,13 +137,23 @@ def _futures(
     return future.unflatten(1, (blocks, head_horizon))
 
 
-def _read(reader: HiddenReader, state: State, future: Tensor) -> list[Examples]:
+def _read(
+    reader: HiddenReader, state: State, future: Tensor, row: Tensor, cut: Tensor
+) -> list[Examples]:
     """One example for each row and block."""
     stats = state["scaler"]
     location, scale = scaler.location_and_scale(stats)
     last = scaler.normalise(stats[:, 5], stats).float()
     readings = reader.blind(state, future.shape[1])
     return [
-        Examples(hidden.clone(), last, location, scale, future[:, block])
+        Examples(
+            hidden=hidden.clone(),
+            last=last,
+            location=location,
+            scale=scale,
+            future=future[:, block],
+            row=row,
+            position=cut + block * future.shape[-1],
+        )
         for block, hidden in enumerate(readings)
     ]

@@ -1,8 +1,7 @@
 """Fine-tuning on one's own series in minutes on a CPU: only the head learns, and only if it helps.
 
 The backbone stays as it is, so its hidden states are computed once, by the compiled prefill, and
-the head is fitted to them. The end of the training part is kept from the fit: on it is decided how
-far to go from the old weights towards the new ones, not at all included.
+the head is fitted to them (``kssm.training.recipes``).
 """
 
 from __future__ import annotations
@@ -16,17 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kssm.errors import InvalidInputError
 from kssm.forecast.batch import as_series
 from kssm.forecast.forecaster import SignalForecaster
-from kssm.forecast.head import QuantileHead
 from kssm.training.examples import Examples, Origins, collect
-from kssm.training.head_fit import FitConfig, blend, crps, fit_head
+from kssm.training.head_fit import FitConfig, crps
 from kssm.training.hidden import HiddenReader
+from kssm.training.recipes import Material, choose
 
 Floats = NDArray[np.float64]
 Report = Callable[[str, float], None]
+Progress = Callable[[float], None]
 
 LEAST_HISTORY = 32  # samples before the first window that is scored
 CONTEXT = 2048  # samples read before the first window that is scored
@@ -34,7 +35,6 @@ MOST_WINDOWS = 20  # scored of each series
 MOST_SCORED = 400  # series
 MOST_EXAMPLES = 30_000
 FIRST_ORIGIN = 64  # samples of history before the first example, or a quarter of a short series
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _TOKENS_A_SECOND = 4000  # that a thread is trusted to stream
 _STREAMING_SHARE = 0.4  # of the time, for the examples
 
@@ -66,12 +66,15 @@ class FinetuneConfig:
 @dataclass(frozen=True)
 class FinetuneResult:
     """Attributes:
+    recipe: what was learned from in the end: "everywhere", "recent", or "nothing".
     share: how far the weights went from the old to the fitted ones, 0 = not at all.
-    validation, holdout: CRPS before and after (NaN without a hold-out).
+    validation: CRPS before, and with the recipe before it was repeated on everything.
+    holdout: CRPS before and after (NaN without a hold-out).
     series, samples, examples: what was learned from.
     seconds: taken.
     """
 
+    recipe: str
     share: float
     validation: tuple[float, float]
     holdout: tuple[float, float]
@@ -103,32 +106,31 @@ def finetune(
     its windows, and what ``as_series`` raises.
     """
     started = time.perf_counter()
+    tell = report or _silence
     values = list(series.values()) if isinstance(series, Mapping) else list(series)
     parts = split([as_series(x) for x in values], config)
-    report = report or _silence
-    report("reading", 0.0)
-    reading = _Reading(model, config)
-    validation = reading.windows(parts.known, parts.validation)
-    report("reading", 0.2)
-    training = reading.examples(parts.fitted())
-    report("reading", 0.8)
-    holdout = reading.windows(parts.whole, parts.holdout) if config.holdout else None
-    report("reading", 1.0)
+    material = _read(model, parts, config, lambda share: tell("reading", share))
+    holdout = None
+    if config.holdout:
+        holdout = Reading(model, config).windows(parts.whole, parts.holdout)
+    tell("reading", 1.0)
     deadline = started + 60.0 * config.minutes
-    fitted = fit_head(model.head, training, config.fit, deadline, lambda p: report("fitting", p))
-    share, chosen = choose(model.head, fitted, validation)
-    heads = (model.head, chosen)
+    choice = choose(
+        model.head, material, config.fit, deadline, lambda share: tell("fitting", share)
+    )
+    heads = (model.head, choice.head)
     nothing = (math.nan, math.nan)
     result = FinetuneResult(
-        share=share,
-        validation=(crps(heads[0], validation), crps(heads[1], validation)),
+        recipe=choice.recipe,
+        share=choice.share,
+        validation=choice.validation,
         holdout=nothing if holdout is None else (crps(heads[0], holdout), crps(heads[1], holdout)),
         series=len(parts.known),
         samples=sum(map(len, parts.known)),
-        examples=len(training),
+        examples=len(material.everywhere),
         seconds=time.perf_counter() - started,
     )
-    model.head.load_state_dict(chosen.state_dict())
+    model.head.load_state_dict(choice.head.state_dict())
     return result
 
 
@@ -136,14 +138,21 @@ def _silence(_stage: str, _share: float) -> None:
     """Report nothing."""
 
 
-def choose(
-    start: QuantileHead, fitted: QuantileHead, validation: Examples
-) -> tuple[float, QuantileHead]:
-    """How far to go from ``start`` to ``fitted``, and the head that lies there: where the CRPS on
-    the validation windows is lowest."""
-    heads = {share: blend(start, fitted, share) for share in SHARES}
-    best = min(SHARES, key=lambda share: crps(heads[share], validation))
-    return best, heads[best]
+def _read(
+    model: SignalForecaster, parts: Split, config: FinetuneConfig, report: Progress
+) -> Material:
+    """Stream what comes before the hold-out."""
+    report(0.0)
+    reading = Reading(model, config)
+    fitted = parts.fitted()
+    latest = [_cuts(len(x), config.validation, config.horizon) for x in fitted]
+    recent = reading.windows(fitted, latest) if any(map(len, latest)) else None
+    report(0.15)
+    validation = reading.windows(parts.known, parts.validation)
+    report(0.3)
+    everywhere, ends = reading.everywhere(parts.known, [len(x) for x in fitted])
+    report(0.9)
+    return Material(everywhere, ends, recent, validation)
 
 
 @dataclass(frozen=True)
@@ -196,7 +205,7 @@ def _cuts(length: int, share: float, horizon: int) -> Origins:
     return length - horizon * np.arange(count, 0, -1) if count > 0 else np.array([], np.int64)
 
 
-class _Reading:
+class Reading:
     """Streams series through the backbone, within the time there is."""
 
     def __init__(self, model: SignalForecaster, config: FinetuneConfig) -> None:
@@ -205,29 +214,36 @@ class _Reading:
         self._head_horizon = model.config.head_horizon
         seconds = 60.0 * config.minutes * _STREAMING_SHARE
         self._tokens = int(seconds * torch.get_num_threads() * _TOKENS_A_SECOND)
-        self._random = np.random.default_rng(config.fit.seed)
+        self._seed = config.fit.seed
 
     def windows(self, series: Sequence[Floats], origins: Sequence[Origins]) -> Examples:
-        """The windows that scores are made of, of a random choice of the series."""
-        rows = self._some(len(series), MOST_SCORED)
+        """The windows at the origins, of a random choice of the series that have any."""
+        able = [row for row, cuts in enumerate(origins) if len(cuts)]
+        rows = [able[place] for place in self._some(len(able), MOST_SCORED)]
         starts = [max(0, int(origins[row][0]) - CONTEXT) for row in rows]
         recent = [series[row][start:] for row, start in zip(rows, starts, strict=True)]
         cuts = [origins[row] - start for row, start in zip(rows, starts, strict=True)]
         return self._collect(recent, cuts, self._horizon)
 
-    def examples(self, series: Sequence[Floats]) -> Examples:
-        """Situations all along the series, as far back as there is time for."""
+    def everywhere(
+        self, series: Sequence[Floats], fitted: Sequence[int]
+    ) -> tuple[Examples, Tensor]:
+        """Situations all along the series, as far back as there is time for, and where in each of
+        them the first ``fitted`` samples of the series end."""
         usual = min(CONTEXT, int(np.mean([len(x) for x in series])))
         rows = self._some(len(series), max(1, self._tokens // usual))
-        recent = [series[row][-(self._tokens // len(rows)) :] for row in rows]
+        most = self._tokens // len(rows)
+        recent = [series[row][-most:] for row in rows]
         stride = max(1, sum(map(len, recent)) // MOST_EXAMPLES)
         origins = [np.arange(min(FIRST_ORIGIN, len(x) // 4), len(x), stride) for x in recent]
+        ends = torch.tensor([fitted[row] - max(0, len(series[row]) - most) for row in rows])
         direct = self._collect(recent, origins, min(self._horizon, self._head_horizon))
         if self._horizon <= self._head_horizon:
-            return direct
+            return direct, ends
         # A roll-out reads as many missing samples as it looks ahead: one a horizon.
         far = [cuts[:: -(-self._horizon // stride)] for cuts in origins]
-        return Examples.join([direct, self._collect(recent, far, self._horizon)])
+        rolled = self._collect(recent, far, self._horizon)
+        return Examples.join([direct, rolled]), ends
 
     def _collect(
         self, series: Sequence[Floats], origins: Sequence[Origins], horizon: int
@@ -237,4 +253,5 @@ class _Reading:
     def _some(self, count: int, most: int) -> list[int]:
         if count <= most:
             return list(range(count))
-        return sorted(self._random.choice(count, most, replace=False).tolist())
+        random = np.random.default_rng(self._seed)
+        return sorted(random.choice(count, most, replace=False).tolist())
