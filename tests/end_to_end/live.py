@@ -45,7 +45,7 @@ def thread_server(config: EngineConfig | None = None, **settings: Any) -> Genera
 
 
 class ProcessServer:
-    """A server with a tiny forecaster of three resolutions in a process that can be told to stop."""
+    """A server with a tiny forecaster of three resolutions, in a process that can be stopped."""
 
     def __init__(self, store: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("KSSM_")}
