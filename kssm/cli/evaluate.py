@@ -44,7 +44,7 @@ def evaluate(
     ] = Mode.PREFILL,
     context_length: Annotated[
         int, typer.Option(help="read so many samples before the first window, 0 = all")
-    ] = 4096,
+    ] = 16_384,
     batch_tokens: Annotated[
         int, typer.Option(help="samples in one pass over the model (prefill)")
     ] = 65_536,

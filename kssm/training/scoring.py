@@ -14,7 +14,7 @@ from kssm.evaluation.tasks import Task, load_task, task_files
 from kssm.forecast import pretrained
 from kssm.training.pretrain import AVERAGED, CHECKPOINT
 
-CONTEXT, BATCH_TOKENS = 4096, 262_144
+CONTEXT, BATCH_TOKENS = 16_384, 262_144
 
 
 def load_tasks(folder: str | Path) -> list[Task]:
