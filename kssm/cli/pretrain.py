@@ -26,7 +26,7 @@ def pretrain(
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="write TensorBoard events too")] = False,
     tasks: Annotated[
-        Path | None, typer.Option(help="folder of evaluation tasks, scored at the end")
+        Path | None, typer.Option(help="evaluation tasks, scored when the run is complete")
     ] = None,
     commit: Annotated[
         str | None, typer.Option(help="recorded in run.json, by default the working tree's")
@@ -63,7 +63,7 @@ def pretrain(
     console.print(f"compiled in {warm:.0f} s")
     complete = trainer.run(console.print)
     trainer.save()
-    if tasks is not None and fabric.is_global_zero:
+    if tasks is not None and complete and fabric.is_global_zero:
         scores = score_run(output, load_tasks(tasks), fabric.device)
         write_record(output, {"scores": scores})
         for name, summary in scores.items():
