@@ -21,10 +21,10 @@ from kssm.training.finetune import FinetuneConfig, finetune, split
 from kssm.training.head_fit import FitConfig, blend, crps, fit_head
 from kssm.training.recipes import Material, choose
 
-QUICK = FinetuneConfig(horizon=6, minutes=5.0, fit=FitConfig(1e-2, steps=80, batch=128))
+QUICK = FinetuneConfig(horizon=6, minutes=5.0, fit=FitConfig(1e-2, steps=60, batch=64))
 
 
-def waves(count: int = 3, length: int = 400) -> list[np.ndarray]:
+def waves(count: int = 3, length: int = 300) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     time = np.arange(length)
     return [
@@ -42,7 +42,7 @@ def test_what_can_be_learned_is_learned() -> None:
     assert result.share > 0
     assert result.validation[1] < 0.8 * result.validation[0]
     assert result.holdout[1] < 0.8 * result.holdout[0]
-    assert (result.series, result.samples) == (3, 3 * (400 - 36))
+    assert (result.series, result.samples) == (3, 3 * (300 - 30))
     assert all(torch.equal(backbone[k], v) for k, v in model.backbone.state_dict().items())
     assert calls[0] == ("reading", 0.0)
     assert calls[-1] == ("fitting", 1.0)
@@ -63,7 +63,7 @@ def test_without_gain_nothing_changes() -> None:
 
 def test_the_holdout_is_never_looked_at() -> None:
     series = waves()
-    changed = [np.concatenate([x[:364], x[364:] * 3]) for x in series]
+    changed = [np.concatenate([x[:270], x[270:] * 3]) for x in series]
     models = [tiny_forecaster(), tiny_forecaster()]
     results = [finetune(m, s, QUICK) for m, s in zip(models, (series, changed), strict=True)]
     assert models[0].fingerprint == models[1].fingerprint
@@ -74,7 +74,7 @@ def test_horizons_beyond_the_head() -> None:
     model = tiny_forecaster()
     horizon = 2 * model.config.head_horizon + 3
     config = replace(QUICK, horizon=horizon, holdout=0.0)
-    result = finetune(model, {"wave": waves(1, 800)[0]}, config)
+    result = finetune(model, {"wave": waves(1, 500)[0]}, config)
     assert result.validation[1] < result.validation[0]
     assert math.isnan(result.holdout[0])
     assert result.as_dict()["holdout"] == {"zero_shot": None, "finetuned": None}
