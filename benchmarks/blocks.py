@@ -27,7 +27,9 @@ from kssm.models.kssm import KSSMBlock
 from kssm.models.kssm_matrix import KSSMMatrixBlock, KSSMMatrixConfig
 from kssm.models.stack import Block
 
-TOKENS = 65_536
+TOKENS = 196_608
+"""Three rows of the longest length: no two sizes that a compiled block takes for the same."""
+
 OURS = ("kssm", "kssm_matrix", "kssm_matrix_wide")
 PEERS = ("mamba", "mamba2", "mamba3")
 
@@ -95,16 +97,21 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def measure(name: str, width: int, batch: int, tokens: int, repeats: int) -> Row:
-    """One line: tokens a second and peak memory of a training step's forward and backward."""
+def prepared(name: str, width: int) -> nn.Module:
+    """The block as it is measured; raises ImportError without its package."""
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    block = build(name, width).to(device, torch.bfloat16 if device.type == "cuda" else None)
-    row: Row = {"block": name, "width": width, "batch": batch, "tokens": tokens}
-    row["parameters"] = count(block)
-    if name in OURS and device.type == "cuda":
-        block.compile(dynamic=False)
-    x = torch.randn(batch, tokens, width, device=device, dtype=next(block.parameters()).dtype)
+    if not torch.cuda.is_available():
+        return build(name, width)
+    block = build(name, width).to("cuda", torch.bfloat16)
+    if name in OURS:
+        block.compile(dynamic=True)
+    return block
+
+
+def training_step(block: nn.Module, width: int, batch: int, tokens: int) -> Callable[[], None]:
+    """Forward and backward of one block, with gradients of its input and its parameters."""
+    weight = next(block.parameters())
+    x = torch.randn(batch, tokens, width, device=weight.device, dtype=weight.dtype)
     x.requires_grad_()
     leaves = [x, *block.parameters()]
     dy = torch.randn_like(x)
@@ -112,6 +119,15 @@ def measure(name: str, width: int, batch: int, tokens: int, repeats: int) -> Row
     def run() -> None:
         torch.autograd.grad(cast("Tensor", block(x)), leaves, dy, allow_unused=True)
 
+    return run
+
+
+def measure(name: str, block: nn.Module, width: int, batch: int, tokens: int, repeats: int) -> Row:
+    """One line: tokens a second and peak memory of a training step."""
+    device = next(block.parameters()).device
+    run = training_step(block, width, batch, tokens)
+    row: Row = {"block": name, "width": width, "batch": batch, "tokens": tokens}
+    row["parameters"] = count(block)
     milliseconds = median_ms(run, device, repeats, queued=2)
     row["ms"] = milliseconds
     row["tokens_per_s"] = round(batch * tokens / milliseconds * 1e3)
@@ -137,34 +153,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--save", action="store_true", help="keep the line in benchmarks/results/")
     parser.add_argument("--only", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
     parser.add_argument("--widths", type=int, nargs="+", default=[512, 1024, 2048])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192, 65_536])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 2048, 65_536])
     parser.add_argument("--total", type=int, default=TOKENS, help="tokens of a batch")
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows: list[Row] = []
     for width in options.widths:
-        for length in options.lengths:
-            batch = max(1, options.total // length)
-            rows += compare(options.only, width, batch, length, options.repeats)
+        found = width_rows(options.only, width, options.lengths, options.total, options.repeats)
+        rows += [with_ratios(row, found) for row in found]
     print(table(rows))
     finish("blocks", device, rows, save=options.save)
 
 
-def compare(names: Sequence[str], width: int, batch: int, tokens: int, repeats: int) -> list[Row]:
-    """One line a block that is installed; speed and memory as ratios to every peer."""
+def width_rows(
+    names: Sequence[str], width: int, lengths: Sequence[int], total: int, repeats: int
+) -> list[Row]:
+    """One line a length and a block that is installed."""
     rows: list[Row] = []
     for name in names:
         try:
-            rows.append(measure(name, width, batch, tokens, repeats))
+            block = prepared(name, width)
         except ImportError:
             continue
-    for row in rows:
-        for peer in PEERS:
-            theirs = next((other for other in rows if other["block"] == peer), None)
-            row[f"speed/{peer}"] = _ratio(row, theirs, "tokens_per_s")
-            row[f"memory/{peer}"] = _ratio(row, theirs, "peak_mb")
+        sizes = [(max(1, total // length), length) for length in lengths]
+        rows += [measure(name, block, width, *size, repeats) for size in sizes]
     return rows
+
+
+def with_ratios(row: Row, rows: Sequence[Row]) -> Row:
+    """``row`` with speed and memory as ratios to every peer at the same length."""
+    row = dict(row)
+    for peer in PEERS:
+        alike = [o for o in rows if o["block"] == peer and o["tokens"] == row["tokens"]]
+        theirs = alike[0] if alike else None
+        row[f"speed/{peer}"] = _ratio(row, theirs, "tokens_per_s")
+        row[f"memory/{peer}"] = _ratio(row, theirs, "peak_mb")
+    return row
 
 
 def _ratio(row: Row, other: Row | None, key: str) -> float | None:
