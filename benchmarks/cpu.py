@@ -149,6 +149,8 @@ def _candidates(model: SignalForecaster, seconds: float) -> list[Candidate]:
         "torch, fewer operations": cpu_candidates.LeanStep,
         "torch.compile": cpu_candidates.torch_compiled,
     }
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
+        makers["onnxruntime"] = cpu_candidates.onnx_step
     if importlib.util.find_spec("numba"):
         makers["numba"] = cpu_candidates.numba_step
     starts: dict[str, float] = {"compiled C": _start_native(model)}

@@ -1,13 +1,16 @@
 """Other ways to run a step on the CPU, for the comparison in docs/cpu.md.
 
 Each does the backbone and the head for one row on a state of its own: without the scaler, the
-score, arena slots and checks, so its time is a lower bound for a whole step done that way.
+score, arena slots and checks, so its time is a lower bound for a whole step done that way; only
+onnxruntime does scaler and score too.
 """
 
 from __future__ import annotations
 
 import importlib
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -76,6 +79,34 @@ def torch_compiled(model: SignalForecaster) -> Step:
 
     config.freezing = True
     return torch.compile(LeanStep(model), dynamic=False)
+
+
+def onnx_step(model: SignalForecaster) -> Step:
+    """The whole step through onnxruntime on one thread (``pip install 'kssm[export]'`` first)."""
+    from kssm.export import export_onnx
+
+    runtime: Any = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "step.onnx"
+        export_onnx(model, path)
+        session = runtime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    types = {"tensor(double)": np.float64, "tensor(float)": np.float32}
+    feeds = {
+        entry.name: np.zeros((1, *entry.shape[1:]), types[entry.type])
+        for entry in session.get_inputs()
+    }
+    states = [name for name in feeds if name.startswith("state_")]
+    results = [f"new_{name}" for name in states]
+
+    def step(features: Tensor) -> object:
+        values = next(name for name in feeds if name not in states)
+        feeds[values][:] = float(features[0, 0])
+        feeds.update(zip(states, session.run(results, feeds), strict=True))
+        return feeds
+
+    return step
 
 
 def numba_step(model: SignalForecaster) -> Step:

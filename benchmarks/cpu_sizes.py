@@ -56,11 +56,12 @@ class Size:
 def measure(names: Sequence[str], seconds: float) -> list[Size]:
     """Every format of the sizes ``names``, each for some ``seconds``."""
     machine, found = Machine(), list[Size]()
+    gflops = machine.gflops(medians({"peak": machine.compute}, seconds)["peak"])
     for name in names:
         torch.manual_seed(0)
         model = SignalForecaster(SIZES[name]).eval().requires_grad_(False)
         found += [
-            _measure(name, label, _prepared(model, label, weights), machine, seconds)
+            _measure(name, label, _prepared(model, label, weights), machine, gflops, seconds)
             for label, weights in FORMATS
         ]
     return found
@@ -78,14 +79,18 @@ def _prepared(model: SignalForecaster, label: str, weights: WeightFormat) -> Sig
 
 
 def _measure(
-    name: str, label: str, model: SignalForecaster, machine: Machine, seconds: float
+    name: str,
+    label: str,
+    model: SignalForecaster,
+    machine: Machine,
+    gflops: float,
+    seconds: float,
 ) -> Size:
     step = step_of(model)
     step()
     packed = torch.ones(packed_bytes(model), dtype=torch.uint8)
-    actions = {"step": step, "read": lambda: machine.read(packed), "peak": machine.compute}
-    times = medians(actions, seconds)
-    compute = 1e-3 * flops(model, whole_head=True) / machine.gflops(times["peak"])
+    times = medians({"step": step, "read": lambda: machine.read(packed)}, seconds)
+    compute = 1e-3 * flops(model, whole_head=True) / gflops
     numbers = (times["step"], times["read"], compute)
     parameters = sum(p.numel() for p in SignalForecaster(SIZES[name]).parameters())
     megabytes = round(len(packed) / 1e6, 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -50,32 +50,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="folder for the forecasts FORMAT/NAME.npz")
     found = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    tasks = [load_task(file) for file in task_files(found.tasks)]
+    tasks = {file.stem: load_task(file) for file in task_files(found.tasks)}
     if found.max_series:
-        tasks = [task.sample(found.max_series) for task in tasks]
+        tasks = {name: task.sample(found.max_series) for name, task in tasks.items()}
     rows = measure(found.model, tasks, found.output)
-    _print(rows)
     print(json.dumps(_line(found.model, found.max_series, rows)))
 
 
-def measure(name: str, tasks: Sequence[Task], output: Path | None) -> list[Row]:
+def measure(name: str, tasks: Mapping[str, Task], output: Path | None) -> list[Row]:
     """Every format over the same tasks; the first, fp32, is what the others are compared with."""
+    print(f"{'weights':>9} {'MB':>6} {'MASE':>8} {'CRPS':>8} {'worst':>8} {'moved':>8} {'80%':>6}")
     rows: list[Row] = []
     reference: list[NDArray[np.float32]] = []
     before: dict[str, Any] = {}
     for weights in get_args(WeightFormat):
         model = pretrained.load(name)
         quantize(model, weights)
-        forecasts = [_forecast(model, task) for task in tasks]
+        forecasts = [_forecast(model, task) for task in tasks.values()]
         reports = [
             report_task(task, quantiles, model.config.head_horizon)
-            for task, quantiles in zip(tasks, forecasts, strict=True)
+            for task, quantiles in zip(tasks.values(), forecasts, strict=True)
         ]
         summary = summarise(reports)
         reference, before = reference or forecasts, before or summary
         rows.append(_row(weights, model, summary, before, _distance(forecasts, reference)))
+        _print(rows[-1])
         if output:
-            _save(output / weights, tasks, forecasts)
+            _save(output / weights, list(tasks), forecasts)
     return rows
 
 
@@ -115,17 +116,15 @@ def _distance(
     return float(np.mean(ratios))
 
 
-def _save(folder: Path, tasks: Sequence[Task], forecasts: Sequence[NDArray[np.float32]]) -> None:
+def _save(folder: Path, names: Sequence[str], forecasts: Sequence[NDArray[np.float32]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for task, quantiles in zip(tasks, forecasts, strict=True):
-        np.savez(folder / f"{task.name}.npz", quantiles=quantiles)
+    for name, quantiles in zip(names, forecasts, strict=True):
+        np.savez(folder / f"{name}.npz", quantiles=quantiles)
 
 
-def _print(rows: Sequence[Row]) -> None:
-    print(f"{'weights':>9} {'MB':>6} {'MASE':>8} {'CRPS':>8} {'worst':>8} {'moved':>8} {'80%':>6}")
-    for row in rows:
-        scores = f"{row.mase:8.4f} {row.crps:8.4f} {row.worst_task:+8.2%} {row.distance:8.2%}"
-        print(f"{row.weights:>9} {row.megabytes:6.2f} {scores} {row.coverage:6.3f}")
+def _print(row: Row) -> None:
+    scores = f"{row.mase:8.4f} {row.crps:8.4f} {row.worst_task:+8.2%} {row.distance:8.2%}"
+    print(f"{row.weights:>9} {row.megabytes:6.2f} {scores} {row.coverage:6.3f}", flush=True)
 
 
 def _line(model: str, max_series: int, rows: Sequence[Row]) -> dict[str, object]:

@@ -15,12 +15,12 @@ from torch import Tensor
 from kssm.forecast.native.calls import (
     KnownArena,
     PrefillCall,
-    StepCall,
     checked,
     copied,
     is_sample_batch,
     is_series_batch,
     pointers,
+    step_rows,
 )
 from kssm.forecast.native.library import Library, load
 from kssm.forecast.native.weights import Weights
@@ -87,7 +87,7 @@ class NativeModel:
             return None
         tail = torch.empty(len(values), dtype=torch.float64)
         healthy = torch.empty(len(values), dtype=torch.bool)
-        StepCall(*found, known.pointers, values, dt, slots, tail, healthy).run()
+        step_rows(*found, known.pointers, (values, dt, slots, tail, healthy))
         return tail, healthy
 
     def prefill(

@@ -22,35 +22,30 @@ _TOKENS_A_THREAD = 32
 """Tokens that pay for a thread of their own (and for reading the weights once more)."""
 
 
-class StepCall(NamedTuple):
-    """One sample a row; all tensors are [N]."""
+def step_rows(
+    library: Library,
+    weights: Weights,
+    arena: ArenaPointers,
+    tensors: Sequence[Tensor | None],
+) -> None:
+    """One sample a row: values, dt (may be None), slots, tail and healthy, all [N]."""
+    values = tensors[0]
+    assert values is not None
+    assert weights.address is not None
+    rows, address = len(values), weights.address
+    if rows < 2 * _TOKENS_A_THREAD:
+        addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        library.step(weights.sizes, address, arena, Samples(rows, *addresses))
+        return
 
-    library: Library
-    weights: Weights
-    arena: ArenaPointers
-    values: Tensor
-    dt: Tensor | None
-    slots: Tensor
-    tail: Tensor
-    healthy: Tensor
-
-    def run(self) -> None:
-        """Advance all rows."""
-        rows = len(self.values)
-        if rows < 2 * _TOKENS_A_THREAD:
-            self._advance(range(rows))
-        else:
-            _share(self._advance, torch.arange(rows + 1))
-
-    def _advance(self, rows: range) -> None:
-        tensors = (self.values, self.dt, self.slots, self.tail, self.healthy)
-        addresses = [
-            None if tensor is None else tensor.data_ptr() + rows.start * tensor.element_size()
+    def advance(some: range) -> None:
+        starts = [
+            None if tensor is None else tensor.data_ptr() + some.start * tensor.element_size()
             for tensor in tensors
         ]
-        assert self.weights.address is not None
-        samples = Samples(len(rows), *addresses)
-        self.library.step(self.weights.sizes, self.weights.address, self.arena, samples)
+        library.step(weights.sizes, address, arena, Samples(len(some), *starts))
+
+    _share(advance, torch.arange(rows + 1))
 
 
 class PrefillCall(NamedTuple):
