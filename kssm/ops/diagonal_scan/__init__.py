@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from kssm.ops.diagonal_scan.modes import Discretization, Modes, Transition, transition
 from kssm.ops.diagonal_scan.step import diagonal_step_
+from kssm.ops.eager import outside_graph
 from kssm.ops.linear_scan import linear_scan
 from kssm.ops.pieces import in_pieces, piece_length
 
@@ -81,6 +82,13 @@ def diagonal_convolution(
     Returns:
         y [B, T, D] and the state after the last valid token.
     """
+    return outside_graph(_without_autocast)(x, decay, gain, c, state, lengths)
+
+
+def _without_autocast(
+    x: Tensor, decay: Tensor, gain: Tensor, c: Tensor, state: Tensor, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compilers know little of complex numbers."""
     with torch.autocast(x.device.type, enabled=False):
         return _convolve(x, decay, gain, c, state, lengths)
 

@@ -36,15 +36,16 @@ def selective_scan(
     Returns:
         y [B, T, D] and the state after the last token.
     """
-    run = outside_graph(_kernel) if runs_triton(x) else selective_scan_torch
-    with torch.autocast(x.device.type, enabled=False):
-        return run(x, step, a, b, c, state)
+    return outside_graph(_scan)(x, step, a, b, c, state)
 
 
-def _kernel(*given: Tensor) -> tuple[Tensor, Tensor]:
-    """Triton is imported only when it is asked for."""
+def _scan(*given: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose and run; Triton is imported only when it is asked for."""
+    if not runs_triton(given[0]):
+        return selective_scan_torch(*given)
     module = importlib.import_module("kssm.ops.selective_scan.kernel_launch")
-    return module.selective_scan_triton(*given)
+    with torch.autocast("cuda", enabled=False):
+        return module.selective_scan_triton(*given)
 
 
 def selective_scan_torch(

@@ -42,18 +42,19 @@ def ssd_scan(
     Returns:
         y [B, T, H, P] and the state after the last token.
     """
-    precision = "tf32" if torch.is_autocast_enabled(x.device.type) else "tf32x3"
-    run = partial(outside_graph(_kernel), precision) if runs_triton(x) else ssd_scan_torch
-    with torch.autocast(x.device.type, enabled=False):
-        return run(x, step, a, b, c, state)
+    return outside_graph(_scan)(x, step, a, b, c, state)
 
 
-def _kernel(precision: str, *given: Tensor) -> tuple[Tensor, Tensor]:
-    """Triton is imported only when it is asked for."""
+def _scan(*given: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose and run; Triton is imported only when it is asked for."""
+    if not runs_triton(given[0]):
+        return ssd_scan_torch(*given)
     module = importlib.import_module("kssm.ops.ssd.kernel_launch")
     if not module.fits(given[0], given[3]):
         return ssd_scan_torch(*given)
-    return module.ssd_scan_triton(*given, precision)
+    precision = "tf32" if torch.is_autocast_enabled("cuda") else "tf32x3"
+    with torch.autocast("cuda", enabled=False):
+        return module.ssd_scan_triton(*given, precision)
 
 
 def ssd_scan_torch(

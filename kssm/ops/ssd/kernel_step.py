@@ -73,6 +73,7 @@ def ssd_step_triton_(
             None if dt is None else dt.contiguous(), y,
             x.stride(0), raw_step.stride(0), b.stride(0), c.stride(0), gate.stride(0),
             H=heads, G=b.shape[1], P=size, N=b.shape[2],
-            BLOCK_P=block_p, BLOCK_N=triton.next_power_of_2(b.shape[2]), num_warps=max(1, block_p // 16),
+            BLOCK_P=block_p, BLOCK_N=triton.next_power_of_2(b.shape[2]),
+            num_warps=max(1, block_p // 16),
         )  # fmt: skip
     return y

@@ -59,14 +59,16 @@ def wkv6(
         k, v, log_decay = (_zero_after(t, lengths) for t in (k, v, log_decay))
     if initial_state is None:
         initial_state = r.new_zeros(r.shape[0], *r.shape[2:], v.shape[-1])
-    with torch.autocast(r.device.type, enabled=False):
-        run = outside_graph(_kernel) if runs_triton(r) else wkv6_chunked
-        return run(r, k, v, log_decay, bonus.to(wide), initial_state.to(wide))
+    return outside_graph(_scan)(r, k, v, log_decay, bonus.to(wide), initial_state.to(wide))
 
 
-def _kernel(*tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Triton is imported only when it is asked for."""
-    return importlib.import_module("kssm.ops.wkv6.kernel").wkv6_triton(*tokens)
+def _scan(*given: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose and run; Triton is imported only when it is asked for."""
+    run = wkv6_chunked
+    if runs_triton(given[0]):
+        run = importlib.import_module("kssm.ops.wkv6.kernel").wkv6_triton
+    with torch.autocast(given[0].device.type, enabled=False):
+        return run(*given)
 
 
 def wkv6_step_(
