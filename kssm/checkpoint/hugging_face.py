@@ -8,14 +8,17 @@ from types import MappingProxyType
 from typing import Any
 
 from kssm.checkpoint import hugging_face_configs as configs
+from kssm.checkpoint.hugging_face_fields import Fields, finished
 from kssm.checkpoint.llama_names import llama_names
 from kssm.checkpoint.loading import Naming
 from kssm.checkpoint.mamba_names import MAMBA2_NAMES, MAMBA_NAMES
 from kssm.checkpoint.names import NameMap, single
+from kssm.checkpoint.rwkv4_names import rwkv4_names
 from kssm.checkpoint.rwkv6_names import rwkv6_names
 from kssm.errors import CheckpointError
 from kssm.models.mamba import MambaConfig
 from kssm.models.mamba2 import Mamba2Config
+from kssm.models.rwkv4 import RWKV4Config
 from kssm.models.rwkv6 import RWKV6Config
 from kssm.models.stack import StackConfig
 from kssm.models.transformer import TransformerConfig
@@ -58,7 +61,7 @@ class Translation:
 class _Layout:
     """What differs between their architectures around the stack."""
 
-    read: Callable[[configs.Fields], StackConfig]
+    read: Callable[[Fields], StackConfig]
     write: Callable[[Any], dict[str, Any]]
     names: Callable[[Any], NameMap]
     prefix: str
@@ -73,6 +76,7 @@ _MAMBA2 = _Layout(
     configs.read_mamba2, configs.write_mamba2, lambda _: MAMBA2_NAMES, "backbone", "embeddings"
 )
 _LLAMA = _Layout(configs.read_llama, configs.write_llama, llama_names, "model", "embed_tokens")
+_RWKV4 = _Layout(configs.read_rwkv4, configs.write_rwkv4, rwkv4_names, "rwkv", "embeddings", "head")
 _RWKV6 = _Layout(configs.read_rwkv6, configs.write_rwkv6, rwkv6_names, "rwkv", "embeddings", "head")
 
 _BY_TYPE: Mapping[str, _Layout] = MappingProxyType(
@@ -82,6 +86,7 @@ _BY_TYPE: Mapping[str, _Layout] = MappingProxyType(
         "llama": _LLAMA,
         "mistral": _LLAMA,
         "qwen2": _LLAMA,
+        "rwkv": _RWKV4,
         "rwkv6": _RWKV6,
     }
 )
@@ -90,6 +95,7 @@ _BY_CONFIG: Mapping[type[StackConfig], _Layout] = MappingProxyType(
         MambaConfig: _MAMBA,
         Mamba2Config: _MAMBA2,
         TransformerConfig: _LLAMA,
+        RWKV4Config: _RWKV4,
         RWKV6Config: _RWKV6,
     }
 )
@@ -110,10 +116,10 @@ def from_hugging_face(config: Mapping[str, Any], window: int | None = None) -> T
         raise CheckpointError(
             f"no model_type {kind!r}, only {', '.join(_BY_TYPE)}", code="unsupported_checkpoint"
         )
-    fields = configs.Fields(config)
+    fields = Fields(config)
     vocab_size = fields.number("vocab_size")
     tied = fields.flag("tie_word_embeddings", configs.TIED_BY_DEFAULT.get(str(kind), False))
-    backbone = configs.finished(fields, _BY_TYPE[str(kind)].read)
+    backbone = finished(fields, _BY_TYPE[str(kind)].read)
     if window is not None and isinstance(backbone, TransformerConfig):
         backbone = configs.narrowed(backbone, window)
     eos = config.get("eos_token_id")

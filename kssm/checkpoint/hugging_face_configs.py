@@ -5,92 +5,22 @@ A setting that our models cannot honour must not be passed over: each is named i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
+from kssm.checkpoint.hugging_face_fields import Fields
 from kssm.errors import CheckpointError, InvalidInputError
 from kssm.models.mamba import MambaConfig
 from kssm.models.mamba2 import Mamba2Config
+from kssm.models.rwkv4 import RWKV4Config
 from kssm.models.rwkv6 import RWKV6Config
-from kssm.models.stack import StackConfig
 from kssm.models.transformer import TransformerConfig
 
 TIED_BY_DEFAULT: Final[Mapping[str, bool]] = MappingProxyType({"mamba": True})
 """What ``tie_word_embeddings`` means where the file does not say."""
-_MISSING: Final = object()
 _RWKV6_HEAD_DIVISOR: Final = 8
-
-
-class Fields:
-    """Reads a configuration and collects what is wrong with it until ``finish``."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = config
-        self._problems: list[str] = []
-
-    def number(self, name: str, default: int | None = None) -> int:
-        """A positive whole number."""
-        value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self._problems.append(f"{name} is {value!r}, not a positive whole number")
-            return 1
-        return value
-
-    def real(self, name: str, default: float) -> float:
-        """A number."""
-        value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self._problems.append(f"{name} is {value!r}, not a number")
-            return default
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
-        value = self._value(name, default)
-        if not isinstance(value, bool):
-            self._problems.append(f"{name} is {value!r}, not true or false")
-        return bool(value)
-
-    def text(self, name: str) -> str:
-        """A string, empty when absent."""
-        return str(self._config.get(name) or "")
-
-    def raw(self, name: str) -> Any:
-        """Whatever is there, None when nothing is."""
-        return self._config.get(name)
-
-    def require(self, name: str, *allowed: object) -> None:
-        """The value must be one of ``allowed``, or absent."""
-        value = self._config.get(name, _MISSING)
-        if value is not _MISSING and value not in allowed:
-            self._problems.append(f"{name} = {value!r} is not supported")
-
-    def refuse(self, message: str) -> None:
-        """Add a problem."""
-        self._problems.append(message)
-
-    def finish(self) -> None:
-        """Raise ``unsupported_checkpoint`` with all problems, if there are any."""
-        if self._problems:
-            raise CheckpointError("; ".join(self._problems), code="unsupported_checkpoint")
-
-    def _value(self, name: str, default: object) -> object:
-        value = self._config.get(name)
-        return default if value is None else value
-
-
-def finished(fields: Fields, read: Callable[[Fields], StackConfig]) -> StackConfig:
-    """What ``read`` makes of the fields, once nothing is wrong with any of them."""
-    try:
-        config = read(fields)
-    except InvalidInputError as error:  # sizes that do not fit one another, or stand for bad ones
-        fields.refuse(error.message)
-        fields.finish()
-        raise
-    fields.finish()
-    return config
 
 
 def read_mamba(fields: Fields) -> MambaConfig:
@@ -217,6 +147,33 @@ def write_llama(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
+def read_rwkv4(fields: Fields) -> RWKV4Config:
+    """``RwkvConfig`` of transformers."""
+    width = fields.number("hidden_size")
+    return RWKV4Config(
+        d_model=width,
+        n_layers=fields.number("num_hidden_layers"),
+        d_inner=fields.number("attention_hidden_size", width),
+        d_ffn=fields.number("intermediate_size", 4 * width),
+        input_norm=True,
+        norm_eps=fields.real("layer_norm_epsilon", 1e-5),
+    )
+
+
+def write_rwkv4(config: RWKV4Config) -> dict[str, Any]:
+    """The inverse of ``read_rwkv4``."""
+    _require_input_norm(config.input_norm)
+    return {
+        "architectures": ["RwkvForCausalLM"],
+        "model_type": "rwkv",
+        "hidden_size": config.d_model,
+        "attention_hidden_size": config.d_inner,
+        "num_hidden_layers": config.n_layers,
+        "intermediate_size": config.d_ffn,
+        "layer_norm_epsilon": config.norm_eps,
+    }
+
+
 def read_rwkv6(fields: Fields) -> RWKV6Config:
     """``Rwkv6Config`` of the authors' checkpoints ("v6-Finch")."""
     width = fields.number("hidden_size")
@@ -239,10 +196,7 @@ def read_rwkv6(fields: Fields) -> RWKV6Config:
 
 def write_rwkv6(config: RWKV6Config) -> dict[str, Any]:
     """The inverse of ``read_rwkv6``."""
-    if not config.input_norm:
-        raise CheckpointError(
-            "RWKV-6 checkpoints have a norm before the first block", code="unsupported_checkpoint"
-        )
+    _require_input_norm(config.input_norm)
     return {
         "architectures": ["Rwkv6ForCausalLM"],
         "model_type": "rwkv6",
@@ -263,6 +217,13 @@ def narrowed(config: TransformerConfig, window: int) -> TransformerConfig:
     if window < 1:
         raise InvalidInputError("the window must be at least 1", code="invalid_config")
     return replace(config, window=min(config.window, window))
+
+
+def _require_input_norm(present: bool) -> None:
+    if not present:
+        raise CheckpointError(
+            "RWKV's checkpoints have a norm before the first block", code="unsupported_checkpoint"
+        )
 
 
 def _require_mamba(fields: Fields) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -105,7 +106,7 @@ def describe(
 ) -> tuple[LanguageConfig, Naming | None]:
     """The model that ``config`` describes, and the names of its weights if not our own."""
     if "model_type" in config:
-        found = from_hugging_face(config, window)
+        found = from_hugging_face({**config, **_ends(folder)}, window)
         fields = (found.backbone, found.vocab_size, found.tied, found.bos_token, found.eos_tokens)
         return LanguageConfig(*fields), found.naming()
     fields = dict(config)
@@ -115,3 +116,15 @@ def describe(
         return LanguageConfig.from_mapping(fields), None
     except InvalidInputError as error:
         raise CheckpointError(f"{folder}: malformed configuration: {error}") from error
+
+
+def _ends(folder: Path) -> dict[str, Any]:
+    """``eos_token_id`` of ``generation_config.json``, which may name more than ``config.json``."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    return {} if ends is None else {"eos_token_id": ends}

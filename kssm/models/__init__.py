@@ -8,6 +8,7 @@ from kssm.models.kssm_matrix import KSSMMatrix, KSSMMatrixConfig
 from kssm.models.mamba import Mamba, MambaConfig
 from kssm.models.mamba2 import Mamba2, Mamba2Config
 from kssm.models.registry import MODELS, PRESETS, build
+from kssm.models.rwkv4 import RWKV4, RWKV4Config
 from kssm.models.rwkv6 import RWKV6, RWKV6Config
 from kssm.models.s4d import S4D, S4DConfig
 from kssm.models.stateful import StatefulModel
@@ -17,6 +18,7 @@ __all__ = [
     "KSSM",
     "MODELS",
     "PRESETS",
+    "RWKV4",
     "RWKV6",
     "S4D",
     "Hybrid",
@@ -29,6 +31,7 @@ __all__ = [
     "Mamba2",
     "Mamba2Config",
     "MambaConfig",
+    "RWKV4Config",
     "RWKV6Config",
     "S4DConfig",
     "SequenceModel",

@@ -13,6 +13,7 @@ from kssm.models.kssm_matrix import KSSMMatrixBlock, KSSMMatrixConfig
 from kssm.models.layers import RMSNorm
 from kssm.models.mamba import MambaBlock, MambaConfig
 from kssm.models.mamba2 import Mamba2Block, Mamba2Config
+from kssm.models.rwkv4 import RWKV4Block, RWKV4Config
 from kssm.models.rwkv6 import RWKV6Block, RWKV6Config
 from kssm.models.s4d import S4DBlock, S4DConfig
 from kssm.models.stack import Block, Stack, StackConfig
@@ -24,6 +25,7 @@ LAYERS: Mapping[str, type[StackConfig]] = MappingProxyType(
         "kssm_matrix": KSSMMatrixConfig,
         "mamba": MambaConfig,
         "mamba2": Mamba2Config,
+        "rwkv4": RWKV4Config,
         "rwkv6": RWKV6Config,
         "s4d": S4DConfig,
         "transformer": TransformerConfig,
@@ -118,6 +120,8 @@ _BLOCKS: Mapping[type[StackConfig], Callable[[Any], Block]] = MappingProxyType(
 
 
 def _block(config: StackConfig, index: int) -> Block:
+    if isinstance(config, RWKV4Config):
+        return RWKV4Block(config, index)
     if isinstance(config, RWKV6Config):
         return RWKV6Block(config, index)
     if type(config) not in _BLOCKS:

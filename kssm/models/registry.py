@@ -13,6 +13,7 @@ from kssm.models.kssm import KSSM
 from kssm.models.kssm_matrix import KSSMMatrix
 from kssm.models.mamba import Mamba
 from kssm.models.mamba2 import Mamba2
+from kssm.models.rwkv4 import RWKV4
 from kssm.models.rwkv6 import RWKV6
 from kssm.models.s4d import S4D
 from kssm.models.stack import Stack, StackConfig
@@ -36,6 +37,7 @@ MODELS: Mapping[str, Entry] = MappingProxyType(
         "kssm_matrix": Entry(LAYERS["kssm_matrix"], KSSMMatrix),
         "mamba": Entry(LAYERS["mamba"], Mamba),
         "mamba2": Entry(LAYERS["mamba2"], Mamba2),
+        "rwkv4": Entry(LAYERS["rwkv4"], RWKV4),
         "rwkv6": Entry(LAYERS["rwkv6"], RWKV6),
         "s4d": Entry(LAYERS["s4d"], S4D),
         "transformer": Entry(LAYERS["transformer"], Transformer),

@@ -17,6 +17,7 @@ from kssm.models.kssm import KSSMBlock
 from kssm.models.kssm_matrix import KSSMMatrixBlock
 from kssm.models.mamba import MambaBlock
 from kssm.models.mamba2 import Mamba2Block
+from kssm.models.rwkv4 import RWKV4Block
 from kssm.models.rwkv6 import RWKV6Block
 from kssm.models.s4d import S4DBlock
 from kssm.models.stack import Stack
@@ -74,8 +75,9 @@ def _logarithm(block: torch.nn.Module) -> Tensor:
             return _split_cayley(block)
         case MambaBlock() | Mamba2Block():
             return _zero_order_hold(block)
-        case RWKV6Block():
-            return -block.time.decay.double().exp()
+        case RWKV4Block() | RWKV6Block():
+            decay = block.decay if isinstance(block, RWKV4Block) else block.time.decay
+            return -decay.double().exp()
         case S4DBlock():
             return block.transition(None)[0].to(torch.complex128).log()
         case _:

@@ -53,6 +53,15 @@ PEERS: dict[str, tuple[str, dict[str, Any], str | None]] = {
         },
         "2KB",
     ),
+    "rwkv": (
+        "Rwkv",
+        {
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "vocab_size": VOCABULARY,
+        },
+        "2KB",
+    ),
     "llama": ("Llama", {**ATTENTION, "head_dim": 6, "rope_theta": 500.0}, "2KB"),
     "llama-tied": ("Llama", {**ATTENTION, "tie_word_embeddings": True}, None),
     "mistral": ("Mistral", {**ATTENTION, "head_dim": 6, "sliding_window": 7}, None),
@@ -87,11 +96,24 @@ def tokens(length: int) -> Tensor:
     return torch.randint(VOCABULARY, (2, length), generator=make)
 
 
-def cached(theirs: Any, x: Tensor, cache: Any) -> tuple[Tensor, Any]:
-    """Their logits after a cache, and the cache after them."""
-    name = "cache_params" if "Mamba" in type(theirs).__name__ else "past_key_values"
-    out = theirs(x, **{name: cache}, use_cache=True)
-    return out.logits, getattr(out, name)
+def their_logits(theirs: Any, x: Tensor) -> Tensor:
+    """Row by row: their RWKV mixes up the rows of a batch when it gets a single token."""
+    return torch.cat([theirs(row).logits for row in x.split(1)])
+
+
+def their_steps(theirs: Any, x: Tensor, cut: int) -> Tensor:
+    """Logits after token ``cut`` on, one call a token behind one for those before."""
+    kind = type(theirs).__name__
+    name = "state" if "Rwkv" in kind else "cache_params" if "Mamba" in kind else "past_key_values"
+    rows: list[Tensor] = []
+    for row in x.split(1):
+        out = theirs(row[:, :cut], use_cache=True)
+        parts: list[Tensor] = []
+        for t in range(cut, x.shape[1]):
+            out = theirs(row[:, t : t + 1], **{name: getattr(out, name)}, use_cache=True)
+            parts.append(out.logits)
+        rows.append(torch.cat(parts, dim=1))
+    return torch.cat(rows)
 
 
 def our_steps(ours: LanguageModel, x: Tensor, state: dict[str, Tensor]) -> Tensor:
@@ -105,7 +127,7 @@ def our_steps(ours: LanguageModel, x: Tensor, state: dict[str, Tensor]) -> Tenso
 @pytest.mark.parametrize("length", [1, 60])
 def test_logits_from_nothing(pair: Pair, length: int) -> None:
     x = tokens(length)
-    expected = pair.theirs(x).logits
+    expected = their_logits(pair.theirs, x)
     assert relative_error(pair.ours(x)[0], expected) <= TOLERANCE
     stepped = our_steps(pair.ours, x, pair.ours.initial_state(2))
     assert relative_error(stepped, expected) <= TOLERANCE
@@ -114,12 +136,7 @@ def test_logits_from_nothing(pair: Pair, length: int) -> None:
 @pytest.mark.parametrize("cut", [1, 40])
 def test_logits_after_a_carried_state(pair: Pair, cut: int) -> None:
     x = tokens(60)
-    _, cache = cached(pair.theirs, x[:, :cut], None)
-    parts: list[Tensor] = []
-    for t in range(cut, 60):
-        logits, cache = cached(pair.theirs, x[:, t : t + 1], cache)
-        parts.append(logits)
-    expected = torch.cat(parts, dim=1)
+    expected = their_steps(pair.theirs, x, cut)
     _, state = pair.ours(x[:, :cut])
     assert relative_error(pair.ours(x[:, cut:], state)[0], expected) <= TOLERANCE
     assert relative_error(our_steps(pair.ours, x[:, cut:], state), expected) <= TOLERANCE
@@ -158,6 +175,17 @@ def test_what_ends_a_text_is_read(pair: Pair) -> None:
     eos = pair.theirs.config.eos_token_id
     assert pair.ours.config.eos_tokens == (() if eos is None else (eos,))
     assert pair.ours.config.bos_token == pair.theirs.config.bos_token_id
+
+
+def test_the_generation_config_may_name_more_ends(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    peer = transformers()
+    peer.LlamaForCausalLM(peer.LlamaConfig(**ATTENTION)).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
+    assert load(tmp_path).config.eos_tokens == (3, 4)
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="generation_config"):
+        load(tmp_path)
 
 
 def test_a_copy_of_a_tied_embedding_may_be_there(tmp_path: Path) -> None:

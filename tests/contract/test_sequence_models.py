@@ -14,6 +14,7 @@ from kssm.models.hybrid import Hybrid, HybridConfig
 from kssm.models.kssm_matrix import KSSMMatrix, KSSMMatrixConfig
 from kssm.models.mamba import Mamba, MambaConfig
 from kssm.models.mamba2 import Mamba2, Mamba2Config
+from kssm.models.rwkv4 import RWKV4, RWKV4Config
 from kssm.models.rwkv6 import RWKV6, RWKV6Config
 from kssm.models.s4d import S4D, S4DConfig
 from kssm.models.stack import StackConfig
@@ -62,6 +63,10 @@ def rwkv6_model() -> SequenceModel:
     return RWKV6(config)
 
 
+def rwkv4_model() -> SequenceModel:
+    return RWKV4(RWKV4Config(d_model=16, n_layers=2, d_inner=24, d_ffn=24))
+
+
 def transformer_model() -> SequenceModel:
     config = TransformerConfig(
         d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_size=6, d_mlp=24, window=10
@@ -83,16 +88,17 @@ def hybrid_of_the_others() -> SequenceModel:
         "kssm_matrix": KSSMMatrixConfig(d_inner=16, head_dim=8, pairs=4, d_mlp=0),
         "mamba": MambaConfig(d_inner=24, d_state=5, rank=3),
         "mamba2": Mamba2Config(d_inner=24, head_dim=6, d_state=5, groups=2),
+        "rwkv4": RWKV4Config(d_inner=16, d_ffn=24),
         "rwkv6": RWKV6Config(head_size=4, d_ffn=24, mix_rank=3, decay_rank=3),
         "s4d": S4DConfig(d_state=5, d_mlp=0),
     }
-    return Hybrid(HybridConfig(d_model=16, n_layers=5, pattern=list(layers), layers=layers))
+    return Hybrid(HybridConfig(d_model=16, n_layers=6, pattern=list(layers), layers=layers))
 
 
 BUILDERS: list[Callable[[], SequenceModel]] = [
     *(kssm_model, kssm_without_mlp, kssm_matrix_model),
     *(mamba_model, mamba2_model, s4d_model, s4d_bilinear),
-    *(rwkv6_model, transformer_model),
+    *(rwkv4_model, rwkv6_model, transformer_model),
     *(hybrid_model, hybrid_of_the_others),
 ]
 

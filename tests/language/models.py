@@ -10,6 +10,7 @@ from kssm.models.kssm import KSSMConfig
 from kssm.models.kssm_matrix import KSSMMatrixConfig
 from kssm.models.mamba import MambaConfig
 from kssm.models.mamba2 import Mamba2Config
+from kssm.models.rwkv4 import RWKV4Config
 from kssm.models.rwkv6 import RWKV6Config
 from kssm.models.s4d import S4DConfig
 from kssm.models.stack import StackConfig
@@ -29,6 +30,7 @@ BACKBONES: dict[str, StackConfig] = {
     ),
     "mamba": MambaConfig(d_model=WIDTH, n_layers=2, d_inner=32, d_state=4, rank=2),
     "mamba2": Mamba2Config(d_model=WIDTH, n_layers=2, d_inner=32, head_dim=8, d_state=8),
+    "rwkv4": RWKV4Config(d_model=WIDTH, n_layers=2, d_inner=24, d_ffn=32, input_norm=True),
     "rwkv6": RWKV6Config(
         d_model=WIDTH,
         n_layers=2,

@@ -9,6 +9,7 @@ import torch
 
 from kssm.models import (
     KSSM,
+    RWKV4,
     RWKV6,
     S4D,
     KSSMConfig,
@@ -16,6 +17,7 @@ from kssm.models import (
     Mamba2,
     Mamba2Config,
     MambaConfig,
+    RWKV4Config,
     RWKV6Config,
     S4DConfig,
     Transformer,
@@ -99,3 +101,12 @@ def test_attention_has_a_window_instead() -> None:
     assert (first.window, second.window) == (9, 9)
     assert len(first.log_radius) == 0
     assert first.radius == 0.0
+
+
+def test_rwkv4_forgets_at_its_rates() -> None:
+    torch.manual_seed(0)
+    net = RWKV4(RWKV4Config(d_model=8, n_layers=2, d_inner=6, d_ffn=8))
+    layer = spectra(net)[1]
+    rates = net.get_parameter("blocks.1.decay").exp().double()
+    assert torch.allclose(layer.time_constants, 1 / rates)
+    assert (layer.kind, layer.radius < 1) == ("rwkv4", True)
