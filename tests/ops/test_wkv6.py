@@ -153,7 +153,7 @@ def naive_of_fla() -> Callable[..., tuple[Tensor, Tensor]]:
     """The plain recurrence of flash-linear-attention, without importing its Triton kernels."""
     spec = importlib.util.find_spec("fla")
     if spec is None or spec.origin is None:
-        pytest.skip("flash-linear-attention is not installed")
+        pytest.skip("needs fla-core, which the extra 'dev' brings")
     path = Path(spec.origin).parent / "ops" / "rwkv6" / "recurrent_naive.py"
     module_spec = importlib.util.spec_from_file_location("fla_rwkv6_naive", path)
     assert module_spec is not None

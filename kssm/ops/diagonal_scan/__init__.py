@@ -110,6 +110,8 @@ def _convolve(
     y = _toeplitz(_kernel(powers[:, :size], gain, c)) @ columns
     y = y + carry.flatten(2) @ before.transpose(1, 2)
     y = y.view(channels, size, rows, -1).permute(2, 3, 1, 0).flatten(1, 2)[:, :tokens]
+    if lengths is None and tokens % size == 0:
+        return y, starts[:, :, -1].transpose(0, 1)
     if lengths is None:
         lengths = torch.full((rows,), tokens, device=x.device)
     return y, _final(x, push, powers, starts, lengths)
