@@ -54,6 +54,11 @@ class LanguageRows:
         return self.model.device
 
     @property
+    def step_weights(self) -> object:
+        """What a step reads; it never waits for the device, so CUDA graphs can hold it."""
+        return (*self.model.parameters(), *self.model.buffers())
+
+    @property
     def fingerprint(self) -> str:
         """Hex digest of configuration and weights."""
         return self.model.fingerprint

@@ -68,3 +68,4 @@ def test_the_engine_writes_what_the_cpu_writes(name: str) -> None:
             engine.append(key, ids, want_forecast=False).result()
         futures = [engine.generate(key, 24, RULES, seed=i) for i, key in enumerate(keys)]
         assert [list(future.result().tokens) for future in futures] == expected
+        assert engine._worker._executor._graphs is not None, "the steps were not captured"
