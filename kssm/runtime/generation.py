@@ -6,10 +6,11 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from kssm.errors import KSSMError
 from kssm.language.sampling import uniforms
 from kssm.runtime.executor import Executor
 from kssm.runtime.jobs import Append, Generate
-from kssm.runtime.outcomes import Outcome
+from kssm.runtime.outcomes import Outcome, attempt
 from kssm.runtime.schedule import Slice
 
 Work = tuple[Slice, Append]
@@ -49,11 +50,24 @@ class Generator:
         for step, job in work:
             if not isinstance(job, Generate) or job in faulty:
                 continue
-            token = int(job.values[step.start, 0])
-            job.drawn.append(token)
-            job.listener.emit(step.start, token)
-            if job.listener.stop(token):
+            last = attempt(lambda step=step, job=job: _told(step, job))
+            if isinstance(last, KSSMError):  # whoever listens failed: a generation without ears
+                self._undo(job)
+                outcomes.append(Outcome(job, error=last))
+            elif last:
                 outcomes.append(Outcome(job, job.result("stop")))
             elif step.stop == job.tokens:
                 outcomes.append(Outcome(job, job.result("length")))
         return outcomes
+
+    def _undo(self, job: Generate) -> None:
+        if job.held is not None:
+            self._executor.arena.write(job.session.rows.slots, job.held.rows())
+
+
+def _told(step: Slice, job: Generate) -> bool:
+    """Tell the job's listener of the token; whether it is the last."""
+    token = int(job.values[step.start, 0])
+    job.drawn.append(token)
+    job.listener.emit(step.start, token)
+    return job.listener.stop(token)

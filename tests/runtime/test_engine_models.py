@@ -146,6 +146,23 @@ def test_cancelling_keeps_what_was_told(kssm: Engine) -> None:
     assert kssm.generate(again, 3, RULES, seed=9).result() == later.result()
 
 
+def test_a_listener_that_fails_costs_its_own_generation_only(kssm: Engine) -> None:
+    def emit(number: int, token: int) -> None:
+        if number == 3:
+            raise ZeroDivisionError
+
+    deaf, sound = opened(kssm, PROMPT), opened(kssm, PROMPT)
+    before = state_of(kssm, deaf)
+    listeners = (Listener(emit), Listener())
+    futures = [
+        kssm.generate(key, 8, RULES, seed=4, listener=listener)
+        for key, listener in zip((deaf, sound), listeners, strict=True)
+    ]
+    assert code_of(futures[0]) == "internal"
+    assert len(futures[1].result().tokens) == 8
+    assert_same(state_of(kssm, deaf), before)
+
+
 def test_cancelled_before_it_began(kssm: Engine) -> None:
     flag = threading.Event()
     flag.set()
