@@ -37,9 +37,9 @@ PEERS = ("mamba", "mamba2", "mamba3")
 class Residual(nn.Module):
     """x + layer(norm(x))."""
 
-    def __init__(self, width: int, layer: nn.Module) -> None:
+    def __init__(self, width: int, layer: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.ones(width, dtype=dtype))
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,8 +57,11 @@ class Own(nn.Module):
         return self.block(x, None, None, None)[0]
 
 
-def build(name: str, width: int) -> nn.Module:
-    """The block called ``name``; raises ImportError without its package."""
+def build(name: str, width: int, dtype: torch.dtype) -> nn.Module:
+    """The block called ``name``, weights in ``dtype``; raises ImportError without its package.
+
+    What a layer's authors keep in fp32 stays in fp32.
+    """
     if name in PEERS:
         file, kind = {
             "mamba": ("mamba_simple", "Mamba"),
@@ -66,14 +69,14 @@ def build(name: str, width: int) -> nn.Module:
             "mamba3": ("mamba3", "Mamba3"),
         }[name]
         layer: Any = getattr(importlib.import_module(f"mamba_ssm.modules.{file}"), kind)
-        return Residual(width, layer(d_model=width))
+        return Residual(width, layer(d_model=width, dtype=dtype), dtype)
     wanted = mamba2_parameters(width)
     if name == "kssm":
         config = KSSMConfig(width, 1, d_inner=width, rank=max(16, width // 16))
-        return Own(fitted(KSSMBlock, config, wanted))
+        return Own(fitted(KSSMBlock, config, wanted)).to(dtype)
     sizes = {"d_inner": width, "pairs": 32} if name == "kssm_matrix" else {"d_inner": 2 * width}
     options = {"head_dim": 64, "pairs": 64, **sizes}
-    return Own(fitted(KSSMMatrixBlock, KSSMMatrixConfig(width, 1, **options), wanted))
+    return Own(fitted(KSSMMatrixBlock, KSSMMatrixConfig(width, 1, **options), wanted)).to(dtype)
 
 
 def fitted(kind: Callable[[Any], Block], config: Any, wanted: int) -> Block:
@@ -101,8 +104,8 @@ def prepared(name: str, width: int) -> nn.Module:
     """The block as it is measured; raises ImportError without its package."""
     torch.manual_seed(0)
     if not torch.cuda.is_available():
-        return build(name, width)
-    block = build(name, width).to("cuda", torch.bfloat16)
+        return build(name, width, torch.float32)
+    block = build(name, width, torch.bfloat16).cuda()
     if name in OURS:
         block.compile(dynamic=True)
     return block
@@ -110,8 +113,9 @@ def prepared(name: str, width: int) -> nn.Module:
 
 def training_step(block: nn.Module, width: int, batch: int, tokens: int) -> Callable[[], None]:
     """Forward and backward of one block, with gradients of its input and its parameters."""
-    weight = next(block.parameters())
-    x = torch.randn(batch, tokens, width, device=weight.device, dtype=weight.dtype)
+    device = next(block.parameters()).device
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    x = torch.randn(batch, tokens, width, device=device, dtype=dtype)
     x.requires_grad_()
     leaves = [x, *block.parameters()]
     dy = torch.randn_like(x)

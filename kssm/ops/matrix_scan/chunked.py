@@ -89,7 +89,8 @@ def _advance(
 ) -> tuple[Tensor, Tensor]:
     """A piece: u [B, T, H, P], log_decay [B, T, H], b, c [B, T, G, W], state [B, H, P, W]."""
     tokens, groups = u.shape[1], b.shape[2]
-    u, log_decay, b, c = (_chunks(entry) for entry in (u, log_decay, b, c))
+    chunk = min(_CHUNK, 1 << (tokens - 1).bit_length())
+    u, log_decay, b, c = (_chunks(entry, chunk) for entry in (u, log_decay, b, c))
     u = u.permute(0, 1, 3, 2, 4).unflatten(2, (groups, -1))  # [B, K, G, R, L, P]
     b, c = b.transpose(2, 3), c.transpose(2, 3)  # [B, K, G, L, W]
     total = log_decay.double().cumsum(2).transpose(2, 3).unflatten(2, (groups, -1))
@@ -109,11 +110,11 @@ def _advance(
     return y.flatten(1, 2)[:, :tokens], ends[:, -1].clone()
 
 
-def _chunks(entry: Tensor) -> Tensor:
-    """[B, T, ...] -> [B, K, L, ...], zeros behind the last token."""
-    missing = -entry.shape[1] % _CHUNK
+def _chunks(entry: Tensor, chunk: int) -> Tensor:
+    """[B, T, ...] -> [B, K, chunk, ...], zeros behind the last token."""
+    missing = -entry.shape[1] % chunk
     padding = (0, 0) * (entry.dim() - 2) + (0, missing)
-    return F.pad(entry, padding).unflatten(1, (-1, _CHUNK))
+    return F.pad(entry, padding).unflatten(1, (-1, chunk))
 
 
 def _decays(total: Tensor, dtype: torch.dtype) -> Tensor:
