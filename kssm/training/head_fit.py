@@ -42,8 +42,8 @@ def fit_head(
 ) -> QuantileHead:
     """A copy of ``start``, trained on the examples.
 
-    The loss is half the CRPS in the signal's own units, half the pinball loss in normalised ones
-    (which keeps a few loud stretches from being all that counts), each relative to what it was.
+    The loss is the pinball loss in normalised units, as in pretraining: in the signals' own units
+    a few loud stretches would be all that counts.
 
     Args:
         deadline: ``time.perf_counter()`` at which to be done: the schedule shortens to fit.
@@ -52,14 +52,13 @@ def fit_head(
     head = copy.deepcopy(start).requires_grad_(True)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.0, betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(config.seed)
-    units = _Units.of(start, _draw(examples, _CHUNK, generator))
     begun, warm = time.perf_counter(), config.steps // 20
     step, progress = 0, 0.0
     while progress < 1.0:
         rate = config.learning_rate * min(1.0, (step + 1) / (warm + 1)) * (1.0 - progress)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
-        units.loss(head, _draw(examples, config.batch, generator)).backward()
+        _normalised_loss(head, _draw(examples, config.batch, generator)).backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), config.clip)
         optimizer.step()
         step += 1
@@ -93,28 +92,6 @@ def blend(start: QuantileHead, end: QuantileHead, share: float) -> QuantileHead:
     return mixed
 
 
-@dataclass(frozen=True)
-class _Units:
-    """What the two parts of the loss were before the fit, a target."""
-
-    own: float
-    normalised: float
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, head: QuantileHead, examples: Examples) -> _Units:
-        known = max(int(torch.isfinite(examples.future).sum()), 1)
-        own, normalised = _pinball(head, examples), _pinball_normalised(head, examples)
-        tiny = torch.finfo(torch.float32).tiny
-        return cls(*(max(float(loss.sum()) / known, tiny) for loss in (own, normalised)))
-
-    def loss(self, head: QuantileHead, examples: Examples) -> Tensor:
-        known = torch.isfinite(examples.future).sum().clamp_min(1)
-        own = _pinball(head, examples).sum() / self.own
-        normalised = _pinball_normalised(head, examples).sum() / self.normalised
-        return 0.5 * (own + normalised) / known
-
-
 def _draw(examples: Examples, count: int, generator: torch.Generator) -> Examples:
     return examples[torch.randint(len(examples), (count,), generator=generator)]
 
@@ -126,11 +103,12 @@ def _pinball(head: QuantileHead, examples: Examples) -> Tensor:
     return _loss(examples.future, quantiles)
 
 
-def _pinball_normalised(head: QuantileHead, examples: Examples) -> Tensor:
-    """The same in normalised units, [N, K] float32."""
+def _normalised_loss(head: QuantileHead, examples: Examples) -> Tensor:
+    """Mean over all known targets, in normalised units."""
     scaled = (examples.future - examples.location[:, None]) / examples.scale[:, None]
     targets = torch.asinh(scaled).clamp(-MAX_TARGET, MAX_TARGET).float()
-    return _loss(targets, head(examples.hidden, examples.last))
+    loss = _loss(targets, head(examples.hidden, examples.last))
+    return loss.sum() / torch.isfinite(targets).sum().clamp_min(1)
 
 
 def _loss(targets: Tensor, quantiles: Tensor) -> Tensor:
