@@ -1,4 +1,4 @@
-"""Triton kernel of the linear scan: a program walks the tokens of a block of channels."""
+"""Triton kernels of the linear scan: a program walks the tokens of a block of channels."""
 
 from __future__ import annotations
 
@@ -74,6 +74,72 @@ def scan_triton(decay: Tensor, value: Tensor, initial: Tensor) -> Tensor:
             num_warps=2,
         )
     return states
+
+
+@triton.jit(do_not_specialize=["T"])
+def hand_on_kernel(
+    decay_ptr, added_ptr, initial_ptr, before_ptr, last_ptr, T, M, REPEAT,
+    REVERSE: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """As ``scan_kernel``, but writes the states before each step, and the last one apart.
+
+    A decay is shared by REPEAT neighbours. With REVERSE the walk begins at the end.
+    """
+    blocks = tl.cdiv(M, BLOCK)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    lane = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    state = tl.load(initial_ptr + row * M + lane, mask=lane < M, other=0.0)
+    for start in range(0, T, UNROLL):
+        decays, values = (), ()
+        for u in tl.static_range(UNROLL):
+            t = start + u
+            if REVERSE:
+                t = T - 1 - start - u
+            mask = lane < tl.where((t >= 0) & (t < T), M, 0)
+            at = decay_ptr + (row * T + t) * (M // REPEAT) + lane // REPEAT
+            decays = decays + (tl.load(at, mask=mask, other=1.0),)
+            values = values + (tl.load(added_ptr + (row * T + t) * M + lane, mask=mask, other=0.0),)
+        for u in tl.static_range(UNROLL):
+            t = start + u
+            if REVERSE:
+                t = T - 1 - start - u
+            mask = lane < tl.where((t >= 0) & (t < T), M, 0)
+            tl.store(before_ptr + (row * T + t) * M + lane, state, mask=mask)
+            state = decays[u] * state + values[u]
+    tl.store(last_ptr + row * M + lane, state, mask=lane < M)
+
+
+def hand_on(
+    decay: Tensor, added: Tensor, initial: Tensor, *, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """States before each chunk, handed from chunk to chunk, and the one after all.
+
+    Args:
+        decay: [B, K, ...] what a chunk leaves of the state before it, fp32; its trailing
+            dimensions are the leading ones of a state.
+        added: [B, K, ...] what it adds.
+        initial: [B, ...] before the first chunk, or with ``reverse`` after the last.
+    """
+    added = added.contiguous()
+    batch, chunks = added.shape[:2]
+    size = added[0, 0].numel()
+    before, last = torch.empty_like(added), torch.empty_like(added[:, 0])
+    with on_device(added.device):
+        hand_on_kernel[(batch * blocks_of(size, _BLOCK),)](
+            decay.contiguous(),
+            added,
+            initial.contiguous(),
+            before,
+            last,
+            chunks,
+            size,
+            size // decay[0, 0].numel(),
+            REVERSE=reverse,
+            BLOCK=_BLOCK,
+            UNROLL=_UNROLL,
+            num_warps=2,
+        )
+    return before, last
 
 
 def _numbers(tensor: Tensor) -> Tensor:

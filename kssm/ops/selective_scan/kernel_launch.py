@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from kssm.ops.launch import blocks_of, on_device
-from kssm.ops.linear_scan import linear_scan
+from kssm.ops.linear_scan.kernel import hand_on
 from kssm.ops.selective_scan.kernel import backward_kernel, forward_kernel, summary_kernel
 
 _CHUNK = 64
@@ -34,13 +34,12 @@ class _SelectiveScan(torch.autograd.Function):
         cut = _Cut(x, a)
         rates = a.t().contiguous()
         added = cut.summary(x, step, rates, b, reverse=False)
-        ends = _hand_on(cut.decay(step, rates), added, given[5].mT)
-        starts = torch.cat([given[5].mT.unsqueeze(1), ends[:, :-1]], dim=1)
+        starts, final = hand_on(cut.decay(step, rates), added, given[5].mT)
         keep = any(ctx.needs_input_grad)
         y, saved = cut.forward(x, step, rates, b, c, starts, keep=keep)
         if saved is not None:
             ctx.save_for_backward(x, step, a, b, c, saved)
-        return y, ends[:, -1].mT.contiguous()
+        return y, final.mT.contiguous()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
@@ -48,16 +47,10 @@ class _SelectiveScan(torch.autograd.Function):
         cut, rates = _Cut(x, a), a.t().contiguous()
         dy = gradients[0].contiguous()
         asked = cut.summary(dy, step, rates, c, reverse=True)
-        last = gradients[1].mT
-        before = _hand_on(cut.decay(step, rates).flip(1), asked.flip(1), last).flip(1)
-        ends = torch.cat([before[:, 1:], last.unsqueeze(1)], dim=1)
+        decay = cut.decay(step, rates)
+        ends, d_state = hand_on(decay, asked, gradients[1].mT, reverse=True)
         dx, dstep, da, db, dc = cut.backward(x, step, rates, b, c, dy, saved, ends)
-        return dx, dstep, da.t(), db, dc, before[:, 0].mT
-
-
-def _hand_on(decay: Tensor, added: Tensor, state: Tensor) -> Tensor:
-    """States behind each chunk [B, K, N, D]."""
-    return linear_scan(decay, added, state)
+        return dx, dstep, da.t(), db, dc, d_state.mT
 
 
 class _Cut:
@@ -106,7 +99,7 @@ class _Cut:
         sizes = (self.tokens, self.chunks, self.size, self.saves)
         with on_device(x.device):
             forward_kernel[self._grid(32)](
-                x, step, _base_2(rates), b, c, starts.contiguous(), y, saved, *sizes,
+                x, step, _base_2(rates), b, c, starts, y, saved, *sizes,
                 SUB=_SUB, **self._options(32),
             )  # fmt: skip
         return y, saved
@@ -131,7 +124,7 @@ class _Cut:
         sizes = (self.tokens, self.chunks, self.size, self.saves)
         with on_device(x.device):
             backward_kernel[self._grid(16)](
-                x, step, _base_2(rates), b, c, dy, saved, ends.contiguous(),
+                x, step, _base_2(rates), b, c, dy, saved, ends,
                 dx, dstep, db, dc, da, *sizes, SUB=_SUB, **self._options(16),
             )  # fmt: skip
         return dx, dstep, da.sum(0), db.sum(2), dc.sum(2)

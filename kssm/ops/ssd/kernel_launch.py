@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kssm.ops.launch import on_device
-from kssm.ops.linear_scan import linear_scan
+from kssm.ops.linear_scan.kernel import hand_on
 from kssm.ops.ssd.kernel import backward_kernel, forward_kernel, push_kernel
 
 _CHUNK = 64
@@ -58,13 +58,11 @@ class _Ssd(torch.autograd.Function):
         total = launch.chunks(log_decay).cumsum(2)
         until = torch.exp(total[:, :, -1:] - total).float().flatten(1, 2)
         added = launch.push(x, step * until, b)
-        whole = total[:, :, -1].exp().float()[..., None, None]
-        ends = linear_scan(whole.expand_as(added), added, state)
-        starts = torch.cat([state.unsqueeze(1), ends[:, :-1]], dim=1)
+        starts, final = hand_on(total[:, :, -1].exp().float(), added, state)
         y = launch.forward(x, step, total, b, c, starts)
         ctx.save_for_backward(x, step, total, b, c, starts)
         ctx.launch = launch
-        return y, ends[:, -1].clone()
+        return y, final
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -72,9 +70,8 @@ class _Ssd(torch.autograd.Function):
         launch: _Launch = ctx.launch
         dy = gradients[0].contiguous()
         asked = launch.push(dy, total.exp().float().flatten(1, 2), c)
-        whole = total[:, :, -1].exp().float()[..., None, None].expand_as(asked)
-        before = linear_scan(whole.flip(1), asked.flip(1), gradients[1]).flip(1)
-        ends = torch.cat([before[:, 1:], gradients[1].unsqueeze(1)], dim=1)
+        whole = total[:, :, -1].exp().float()
+        ends, d_state = hand_on(whole, asked, gradients[1], reverse=True)
         found = launch.backward(x, step, total, b, c, dy, starts, ends)
         du, db, dc, inside, pushed, passed = found
         d_log = _decay_gradient(launch.chunks(inside), launch.chunks(pushed), passed)
@@ -82,7 +79,7 @@ class _Ssd(torch.autograd.Function):
         groups = (b.shape[2], -1)
         db, dc = (t.unflatten(2, groups).sum(3) for t in (db, dc))
         dx = du * step.unsqueeze(-1)
-        return dx, d_step, d_log.flatten(1, 2).double(), db, dc, before[:, 0], None, None
+        return dx, d_step, d_log.flatten(1, 2).double(), db, dc, d_state, None, None
 
 
 def _decay_gradient(inside: Tensor, pushed: Tensor, passed: Tensor) -> Tensor:

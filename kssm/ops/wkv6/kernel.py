@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kssm.ops.launch import blocks_of, on_device
-from kssm.ops.linear_scan import linear_scan
+from kssm.ops.linear_scan.kernel import hand_on
 
 _CHUNK = 64
 
@@ -100,8 +100,8 @@ class _Tokens(NamedTuple):
         return before.cumsum(-2).exp()
 
     def whole(self) -> Tensor:
-        """Decay of each chunk, [B, K, H, K, 1]."""
-        return self.chunks(self.log_decay).sum(-2).exp().unsqueeze(-1)
+        """Decay of each chunk, [B, K, H, K]."""
+        return self.chunks(self.log_decay).sum(-2).exp()
 
 
 def _next(entry: Tensor) -> Tensor:
@@ -127,15 +127,14 @@ class _Wkv6(torch.autograd.Function):
         r, k, v, log_decay, bonus, initial = given
         tokens = _Tokens.padded(r, k, v, log_decay)
         added = (tokens.chunks(tokens.k) * tokens.until_end()).mT @ tokens.chunks(tokens.v)
-        ends = linear_scan(tokens.whole().expand_as(added), added, initial)
-        starts = torch.cat([initial.unsqueeze(1), ends[:, :-1]], dim=1)
+        starts, final = hand_on(tokens.whole(), added, initial)
         decay = tokens.log_decay.exp()
         y = _walk(tokens.r, tokens.k, tokens.v, decay, starts, tokens.size)
         own = (tokens.r * bonus * tokens.k).sum(-1, keepdim=True)
         y.addcmul_(own, tokens.v)
-        ctx.save_for_backward(*tokens[:4], bonus, starts, ends[:, -1])
+        ctx.save_for_backward(*tokens[:4], bonus, starts, final)
         ctx.size, ctx.length = tokens.size, r.shape[1]
-        return y[:, : r.shape[1]], ends[:, -1].clone()
+        return y[:, : r.shape[1]], final
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
@@ -162,9 +161,7 @@ class _Wkv6(torch.autograd.Function):
 def _adjoint_states(tokens: _Tokens, dy: Tensor, d_final: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the states after each chunk [B, K, H, K, V] and of the first state."""
     asked = (tokens.chunks(tokens.r) * tokens.since_start()).mT @ tokens.chunks(dy)
-    whole = tokens.whole().expand_as(asked)
-    before = linear_scan(whole.flip(1), asked.flip(1), d_final).flip(1)
-    return torch.cat([before[:, 1:], d_final.unsqueeze(1)], dim=1), before[:, 0]
+    return hand_on(tokens.whole(), asked, d_final, reverse=True)
 
 
 def _decay_gradient(tokens: _Tokens, dr: Tensor, dk: Tensor, at_end: Tensor) -> Tensor:
