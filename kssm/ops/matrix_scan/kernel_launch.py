@@ -65,7 +65,8 @@ def tuned(dtype: torch.dtype, values: int, width: int) -> Tuning:
     Products in fp32 take three times the work and twice the memory of 16-bit ones.
     """
     if dtype == torch.float32:
-        return Tuning(Build(4, 1), Build(4, 1), Build(8, 1), chunk=32)
+        # Without a number ptxas compiles the last one for 32 registers and spills all others.
+        return Tuning(Build(4, 1), Build(4, 1), Build(8, 1, 255), chunk=32)
     if width * values > 128 * 64:
         return Tuning(Build(8, 2), Build(8, 1), Build(8, 1), walkers=1)
     if width * values > 64 * 64:
