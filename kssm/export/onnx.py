@@ -6,7 +6,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def _metadata(model: Exportable, layout: Layout) -> dict[str, str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """The exporter reports torchvision's absence and its own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

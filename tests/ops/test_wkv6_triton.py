@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -70,7 +72,8 @@ def test_the_step():
     tokens = [t[:, 0] for t in (r, k, v, log_decay)]
     y, end = wkv6_reference(*(t.double() for t in (r, k, v, log_decay, bonus, states[slots])))
     arena = states.clone().to(DEVICE)
-    found = wkv6_step_triton_(*(t.to(DEVICE) for t in (*tokens, bonus)), arena, slots.to(DEVICE))
+    step: Any = wkv6_step_triton_
+    found = step(*(t.to(DEVICE) for t in (*tokens, bonus)), arena, slots.to(DEVICE))
     arena = arena.cpu()
     assert worst(found[0], y[0, 0]) <= 1e-5
     assert worst(arena[3], end[0]) <= 1e-5
@@ -101,8 +104,10 @@ def test_the_gated_step_is_the_models(with_dt):
     move = [t.float().to(DEVICE) for t in (r, k, v, raw, mix.bonus, mix.decay.view(2, 6))]
     norm = [t.float().to(DEVICE) for t in (mix.head_weight, mix.head_bias)]
     own_dt = None if dt is None else dt.to(DEVICE)
-    gating = Gating(move[5], own_dt, *norm, config.head_eps, gate.float().to(DEVICE), 30.0, 1000.0)
-    found = wkv6_gated_step_triton_(*move[:5], gating, arena, slots.to(DEVICE))
+    step: Any = wkv6_gated_step_triton_
+    gather: Any = Gating
+    gating = gather(move[5], own_dt, *norm, config.head_eps, gate.float().to(DEVICE), 30.0, 1000.0)
+    found = step(*move[:5], gating, arena, slots.to(DEVICE))
     assert worst(mix.output(found.cpu().double()), expected) <= 1e-5
     assert worst(arena.cpu()[[1, 3, 4]], own[[1, 3, 4]]) <= 1e-5
     assert torch.equal(arena.cpu()[[0, 2]], states.float()[[0, 2]])
