@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from kssm.forecast.native.calls import (
     KnownArena,
@@ -48,7 +49,7 @@ class NativeModel:
 
     def __init__(self, find: Callable[[], Library | None] = load) -> None:
         self._find = find
-        self._weights: Weights | None = None
+        self._found: tuple[Library, Weights] | None = None
         self._arena: KnownArena | None = None
         self._held = False
 
@@ -58,7 +59,7 @@ class NativeModel:
 
     def forget(self) -> None:
         """Drop the packed copy of the weights, and look for changes again."""
-        self._weights = self._arena = None
+        self._found = self._arena = None
         self._held = False
 
     def hold(self) -> None:
@@ -85,7 +86,7 @@ class NativeModel:
             known = self._arena = checked(found[1], arena)
         if known is None:
             return None
-        tail = torch.empty(len(values), dtype=torch.float64)
+        tail = torch.empty_like(values)
         healthy = torch.empty(len(values), dtype=torch.bool)
         step_rows(*found, known.pointers, (values, dt, slots, tail, healthy))
         return tail, healthy
@@ -129,14 +130,15 @@ class NativeModel:
 
     def usable(self, model: SignalForecaster) -> tuple[Library, Weights] | None:
         """The library and the current weights; None if torch must do the work."""
-        if model.training or torch.compiler.is_compiling():
+        if model.training or is_compiling():
             return None
+        found = self._found
+        if found is None or not found[1].are_current(model, quick=self._held):
+            found = self._found = self._look(model)
+        return None if found is None or found[1].address is None else found
+
+    def _look(self, model: SignalForecaster) -> tuple[Library, Weights] | None:
         if not isinstance(model.config.backbone, KSSMConfig):
             return None
         library = self._find()
-        if library is None:
-            return None
-        weights = self._weights
-        if weights is None or not weights.are_current(model, quick=self._held):
-            weights = self._weights = Weights(model, library)
-        return None if weights.address is None else (library, weights)
+        return None if library is None else (library, Weights(model, library))
