@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,11 +115,12 @@ def _value_problems(file: TensorFolder, names: Naming, target: Mapping[str, Tens
 
 
 def _range_problems(name: str, tensor: Tensor, dtype: torch.dtype) -> list[str]:
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or not tensor.numel():
         return []
-    if not bool(torch.isfinite(tensor).all()):
+    ends = [float(end) for end in tensor.aminmax()]  # NaN and infinities show in the ends
+    if not all(map(math.isfinite, ends)):
         return [f"{name} holds non-finite values"]
-    if tensor.numel() and float(tensor.abs().max()) > torch.finfo(dtype).max:
+    if dtype.is_floating_point and max(map(abs, ends)) > torch.finfo(dtype).max:
         return [f"{name} holds values beyond the range of {dtype}"]
     return []
 

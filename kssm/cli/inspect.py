@@ -133,11 +133,13 @@ def _shares(values: Tensor) -> str:
     return " / ".join(f"{float(ordered[place]):.3g}" for place in places)
 
 
-def _health(conditions: Sequence[Health]) -> Table:
+def _health(conditions: Sequence[Health]) -> Table | str:
     from kssm.checkpoint.health import HUGE
 
     unsound = [condition for condition in conditions if not condition.sound]
     title = f"health: {len(conditions) - len(unsound)} of {len(conditions)} tensors are sound"
+    if not unsound:
+        return title
     table = _table(
         title, ("tensor", "shape"), ("not finite", f"beyond {HUGE:,.0f}", "dead rows", "rms")
     )

@@ -54,8 +54,10 @@ def load(
     """
     config, naming = describe(read_config(folder), Path(folder), window)
     kind = KSSMLMHeadModel if isinstance(config.backbone, KSSMConfig) else LanguageModel
-    model = kind(config)
+    with torch.device("meta"):  # no memory and no random numbers for what a file will fill
+        model = kind(config)
     convert_(model, dtype)
+    model.to_empty(device="cpu")
     load_weights(model, folder, naming, check_values=check_values)
     return model.eval().requires_grad_(False).to(device)
 
