@@ -37,27 +37,36 @@ def vectors(
 
 
 @triton.jit
-def convolve(token, window, channels, taps, live, DI: tl.constexpr, TAPS: tl.constexpr):
+def window_of(window, channels, live, DI: tl.constexpr, TAPS: tl.constexpr):
+    """A row's last TAPS - 1 tokens as a tuple of [M, BC], oldest first; ``window`` [M] pointers."""
+    place = window[:, None] + channels[None, :]
+    tokens = ()
+    for tap in tl.static_range(TAPS - 1):
+        tokens = tokens + (tl.load(place + tap * DI, mask=live[:, None], other=0.0),)
+    return tokens
+
+
+@triton.jit
+def convolve(token, past, window, channels, taps, live, DI: tl.constexpr, TAPS: tl.constexpr):
     """The filtered token [M, BC]; the window (pointers [M] to each row's) moves on to include it.
 
-    ``taps``: TAPS weights and the bias. A token that is not finite is not remembered.
+    ``past`` is from ``window_of``; ``taps``: TAPS weights and the bias. A token that is not finite
+    is not remembered.
     """
-    mask = live[:, None]
-    kept = mask & is_finite(token)
+    kept = live[:, None] & is_finite(token)
     total = token * taps[TAPS - 1] + taps[TAPS]
     place = window[:, None] + channels[None, :]
     for tap in tl.static_range(TAPS - 1):
-        old = tl.load(place + tap * DI, mask=mask, other=0.0)
-        total += old * taps[tap]
+        total += past[tap] * taps[tap]
         if tap > 0:
-            tl.store(place + (tap - 1) * DI, old, mask=kept)
+            tl.store(place + (tap - 1) * DI, past[tap], mask=kept)
     tl.store(place + (TAPS - 2) * DI, token, mask=kept)
     return total
 
 
 @triton.jit
 def filter_block(
-    normed, w_token, w_gate, window, channels, taps, live, act, gate,
+    normed, w_token, w_gate, past, window, channels, taps, live, act, gate,
     DI: tl.constexpr, TAPS: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """Channels of the first phase: stores the active token and the open gate, returns the former.
@@ -67,17 +76,17 @@ def filter_block(
     """
     token = product(normed, w_token, KIND)
     tl.store(gate, silu(product(normed, w_gate, KIND)).to(KIND))
-    active = silu(convolve(token, window, channels, taps, live, DI, TAPS)).to(KIND)
+    active = silu(convolve(token, past, window, channels, taps, live, DI, TAPS)).to(KIND)
     tl.store(act, active)
     return active
 
 
 @triton.jit
 def recur_block(
-    low, ups, constants, b_re, b_im, place, factor, live, active, gate,
+    low, ups, constants, b_re, b_im, stored, place, factor, live, active, gate,
     WIDTH: tl.constexpr, EPS: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    """A group's gated output [M, WIDTH]; the states (pointers ``place`` [M, 2 WIDTH]) advance.
+    """A group's gated output [M, WIDTH]; the states ``stored`` at ``place`` [M, 2 WIDTH] advance.
 
     ``low`` and ``ups``: three selections [M, RANK] and their maps [WIDTH, RANK]; ``constants``: the
     table's last eight lines; ``b_*`` [M, 1], ``factor`` [M], ``active`` and ``gate`` [M, WIDTH].
@@ -85,13 +94,12 @@ def recur_block(
     """
     alpha_bias, shift, scale, dt_bias, c_re, c_im, skip, norm = constants
     mask = live[:, None]
-    stored = tl.load(place, mask=mask, other=0.0)
     alpha = product(low[0], ups[0], KIND)
     omega = product(low[1], ups[1], KIND)
     step = product(low[2], ups[2], KIND)
     h_re, h_im = tl.split(tl.reshape(stored, [stored.shape[0], WIDTH, 2]))
     biases = (alpha_bias, shift, scale, dt_bias)
-    gates = token_gates(alpha, omega, step, factor[:, None], biases, True)
+    gates = token_gates(alpha, omega, step, factor[:, None], biases, KIND == tl.float32)
     tau, p, q, s, i2 = gates[5:]
     new_re, new_im = advance(h_re, h_im, tau * active, b_re, b_im, p, q, s, i2)
     finite = is_finite(new_re) & is_finite(new_im)

@@ -20,6 +20,7 @@ __all__ = [
     "slots_of",
     "vector",
     "wait_for_inputs",
+    "with_parts",
 ]
 
 
@@ -49,14 +50,20 @@ def opaque(x):
 
 @triton.jit
 def settled(x):
-    """x [M, N] in fp32, as it is: keeps the compiler from moving a change of layout above a sum.
+    """x [M, N] in fp32 or 16 bits, as it is: the compiler moves no change of layout across.
 
-    It would hand round every term instead of the result.
+    Above a sum it would hand round every term instead of the result; behind a norm it would keep
+    an operand of several products in registers, where shared memory serves as well.
     """
     if not INTERPRETED:
-        x = tl.inline_asm_elementwise(
-            "mov.b32 $0, $1;", "=f,f", [x], tl.float32, is_pure=False, pack=1
-        )
+        if x.dtype == tl.float32:
+            x = tl.inline_asm_elementwise(
+                "mov.b32 $0, $1;", "=f,f", [x], tl.float32, is_pure=False, pack=1
+            )
+        else:
+            x = tl.inline_asm_elementwise(
+                "mov.b32 $0, $1;", "=r,r", [x], x.dtype, is_pure=False, pack=2
+            )
     return x
 
 
@@ -127,6 +134,14 @@ def residual(
 ):  # fmt: skip
     """Residual stream [BLOCK, DM]: what is stored, plus the partial sums [PARTS, room, DM]."""
     x = tl.load(scratch(x_ptr, tile, 0, BLOCK, DM, DM))
+    return with_parts(x, parts_ptr, tile, room, BLOCK, DM, PARTS)
+
+
+@triton.jit
+def with_parts(
+    x, parts_ptr, tile, room, BLOCK: tl.constexpr, DM: tl.constexpr, PARTS: tl.constexpr
+):  # fmt: skip
+    """x plus the partial sums of its tile."""
     for part in tl.static_range(PARTS):
         x += tl.load(scratch(parts_ptr + part * room * DM, tile, 0, BLOCK, DM, DM))
     return settled(x)

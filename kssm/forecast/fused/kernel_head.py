@@ -40,73 +40,79 @@ def hidden_kernel(
 
 
 @triton.jit
-def _outputs(
-    hidden_ptr, weight_ptr, bias_ptr, tile, first, LARGEST: tl.constexpr, HIDDEN: tl.constexpr,
-    HORIZON: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr,
-    STEP: tl.constexpr,
-):  # fmt: skip
-    """(the ten outputs of each of BK horizons [BLOCK, BK], whether a row's inputs are small)."""
-    outputs = ()
-    for c in tl.static_range(10):
-        bias = tl.load(bias_ptr + c * HORIZON + first + tl.arange(0, BK))
-        outputs = outputs + (bias[None, :] + tl.zeros([BLOCK, BK], tl.float32),)
-    large = tl.zeros([BLOCK], tl.int32)
-    for start in tl.range(0, HIDDEN, STEP, num_stages=1):
-        hidden = tl.load(scratch(hidden_ptr, tile, start, BLOCK, HIDDEN, STEP))
-        large += tl.sum(tl.where(tl.abs(hidden.to(tl.float32)) <= LARGEST, 0, 1), axis=1)
-        sums = ()
-        for c in tl.static_range(10):
-            place = weight_ptr + c * HORIZON * HIDDEN + start
-            weight = tile_of(place, first, BK, HIDDEN, STEP)
-            sums = sums + (outputs[c] + product(hidden, weight, KIND),)
-        outputs = sums
-    return outputs, large == 0
+def _quantiles(raw, last, M: tl.constexpr, AHEAD: tl.constexpr):
+    """Outputs [M, 16 AHEAD], ten and padding a horizon, -> quantiles [M AHEAD, 16], nine of them.
+
+    Output 0 is the median's own part, 1 the gate of the last sample, then come four increments
+    downwards and four upwards. A product with ones and zeros adds them up.
+    """
+    output = tl.arange(0, 16)
+    raw = tl.reshape(raw, [M, AHEAD, 16])
+    kind = output[None, None, :]
+    terms = tl.where(kind == 1, tl.sigmoid(raw) * last[:, None, None], softplus(raw, True))
+    terms = tl.reshape(tl.where(kind == 0, raw, terms), [M * AHEAD, 16])
+    row, level = output[:, None], output[None, :]
+    down = (row >= 2) & (row < 6) & (level + row <= 5)
+    up = (row >= 6) & (row < 10) & (level >= row - 1)
+    spread = tl.where(row < 2, 1.0, tl.where(up, 1.0, tl.where(down, -1.0, 0.0)))
+    terms = tl.where(output[None, :] < 10, terms, 0.0)
+    return tl.dot(terms, spread, input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=["rows"])
 def head_kernel(
     hidden_ptr, after_ptr, slots_ptr, table_ptr, weight_ptr, bias_ptr, healthy_ptr, rows,
     HIDDEN: tl.constexpr, HORIZON: tl.constexpr, LARGEST: tl.constexpr, KIND: tl.constexpr,
-    PDL: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr, STEP: tl.constexpr,
+    PDL: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, STEP: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """BK horizons of the forecast, written to healthy rows; block 0 keeps their statistics too.
+    """AHEAD horizons of the forecast, written to healthy rows; block 0 keeps their statistics too.
 
     Healthy is a row whose hidden layer is within ±LARGEST and whose last sample is finite in
     normalised units: its outputs are finite then, so every block finds it without the others'.
     """
-    blocks: tl.constexpr = HORIZON // BK
+    blocks: tl.constexpr = HORIZON // AHEAD
+    columns: tl.constexpr = 16 * AHEAD
     block = tl.program_id(0) % blocks
-    first = block * BK
-    wait_for_inputs(PDL)
-    finish_early(PDL)
+    weight_ptr += block * (columns * HIDDEN)
+    bias = vector(bias_ptr + block * columns, BLOCK, columns)
     tile = tl.program_id(0) // blocks
     slot, live = slots_of(slots_ptr, tile, rows, BLOCK)
     row = tile * BLOCK + tl.arange(0, BLOCK)
-    outputs, small = _outputs(
-        hidden_ptr, weight_ptr, bias_ptr, tile, first, LARGEST, HIDDEN, HORIZON, KIND, BLOCK, BK,
-        STEP,
-    )  # fmt: skip
     kept = after_ptr + row * 7
     mean = tl.load(kept + 1, mask=live, other=0.0)
     variance = tl.load(kept + 2, mask=live, other=0.0)
     last = normalise(tl.load(kept + 5, mask=live, other=0.0), mean, variance).to(tl.float32)
-    healthy = small & is_finite(last)
-    median = outputs[0] + tl.sigmoid(outputs[1]) * last[:, None]
     forecast = tl.load(table_ptr + 1).to(tl.pointer_type(tl.float32)) + slot * (HORIZON * 9)
-    place = forecast[:, None] + (first + tl.arange(0, BK))[None, :] * 9
-    mask = (live & healthy)[:, None]
-    tl.store(place + 4, median, mask=mask)
-    low = median
-    high = median
-    for i in tl.static_range(4):
-        low -= softplus(outputs[2 + i], True)
-        high += softplus(outputs[6 + i], True)
-        tl.store(place + 3 - i, low, mask=mask)
-        tl.store(place + 5 + i, high, mask=mask)
-
+    scaler = tl.load(table_ptr).to(tl.pointer_type(tl.float64)) + slot * 7
+    if STEP == HIDDEN:
+        weight = tile_of(weight_ptr, 0, columns, HIDDEN, STEP)
+        wait_for_inputs(PDL)
+        finish_early(PDL)
+        hidden = tl.load(scratch(hidden_ptr, tile, 0, BLOCK, HIDDEN, STEP))
+        large = tl.where(tl.abs(hidden.to(tl.float32)) <= LARGEST, 0, 1)
+        large = tl.sum(large, axis=1)
+        raw = product(hidden, weight, KIND)
+    else:
+        wait_for_inputs(PDL)
+        finish_early(PDL)
+        large = tl.zeros([BLOCK], tl.int32)
+        raw = tl.zeros([BLOCK, columns], tl.float32)
+        for start in tl.range(0, HIDDEN, STEP, num_stages=STAGES):
+            weight = tile_of(weight_ptr + start, 0, columns, HIDDEN, STEP)
+            hidden = tl.load(scratch(hidden_ptr, tile, start, BLOCK, HIDDEN, STEP))
+            part = tl.where(tl.abs(hidden.to(tl.float32)) <= LARGEST, 0, 1)
+            large += tl.sum(part, axis=1)
+            raw += product(hidden, weight, KIND)
+    healthy = (large == 0) & is_finite(last)
+    quantiles = _quantiles(raw + bias, last, BLOCK, AHEAD)
+    quantiles = tl.reshape(quantiles, [BLOCK, AHEAD, 16])
+    ahead = (block * AHEAD + tl.arange(0, AHEAD))[None, :, None] * 9
+    level = tl.arange(0, 16)[None, None, :]
+    mask = (live & healthy)[:, None, None] & (level < 9)
+    tl.store(forecast[:, None, None] + ahead + level, quantiles, mask=mask)
     if block == 0:
         tl.store(healthy_ptr + row, healthy | (slot == 0), mask=row < rows)
-        scaler = tl.load(table_ptr).to(tl.pointer_type(tl.float64)) + slot * 7
         for field in tl.static_range(7):
             value = tl.load(kept + field, mask=live, other=0.0)
             tl.store(scaler + field, value, mask=live & healthy)

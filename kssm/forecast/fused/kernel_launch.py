@@ -16,8 +16,11 @@ from kssm.forecast.fused.kernel_head import head_kernel, hidden_kernel
 from kssm.forecast.fused.kernel_signal import front_kernel
 from kssm.forecast.fused.kernel_split import filter_kernel, mlp_kernel, recur_kernel
 from kssm.forecast.fused.kernel_whole import layers_kernel
-from kssm.forecast.fused.weights import Sizes, Weights
+from kssm.forecast.fused.weights import LEAST, Weights
 from kssm.ops import scaler_scan
+
+_FEW_ROWS = 2048
+"""Up to so many rows a launch for each phase, beyond it all layers in one."""
 
 KINDS = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 LARGEST = {torch.float16: 65504.0, torch.bfloat16: 1e30, torch.float32: 1e30}
@@ -34,6 +37,7 @@ class Plan:
         channels, hidden: channels and feed-forward units a program (an iteration, if ``whole``).
         head_hidden, horizons: units and horizons a program of the head.
         warps: of the phases (of the one kernel, if ``whole``).
+        recur: rows that ``whole`` takes through the recurrence at a time.
         stages: depth of the prefetch of weights in ``whole``'s loops.
         prefetch: whether ``whole`` asks for states ahead of need.
     """
@@ -43,20 +47,31 @@ class Plan:
     channels: int
     hidden: int
     head_hidden: int = 32
-    horizons: int = 16
-    warps: int = 4
+    horizons: int = 4
+    warps: int = 8
+    recur: int = 16
     stages: int = 2
     prefetch: bool = True
 
 
-def plan_for(rows: int, sizes: Sizes) -> Plan:
-    """The cut that measured best for so many rows."""
-    group, mlp = sizes.group, _divisor(sizes.d_mlp, 32)
-    if rows <= 2048:
-        tile = 16 if rows <= 256 else 32
-        return Plan(False, tile, min(group, 32), mlp)
-    tile = 64 if sizes.d_model <= 256 else 32
-    return Plan(True, tile, min(group, 32), mlp, head_hidden=64, warps=8)
+def plan_for(rows: int, weights: Weights) -> Plan:
+    """The cut that measured best for so many rows (fp32 products take half as much at a time)."""
+    sizes = weights.sizes
+    narrow = weights.kind == torch.float32
+    few = rows <= _FEW_ROWS
+    wide = LEAST if narrow else 64 if few else 32
+    tile = LEAST if rows <= 256 else 32 if few or narrow or sizes.d_model > 256 else 64
+    return Plan(
+        whole=not few,
+        tile=tile,
+        channels=min(sizes.group, wide),
+        hidden=_divisor(sizes.d_mlp, wide),
+        head_hidden=LEAST if narrow else 64,
+        horizons=_divisor(sizes.horizon, 2 if narrow else 4 if tile == LEAST else 8),
+        warps=8,
+        recur=LEAST if narrow else min(tile, 32),
+        stages=1 if narrow else 2,
+    )
 
 
 class Scratch(NamedTuple):
@@ -114,7 +129,7 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """One step of rows [N]: (tail [N], healthy [N])."""
     rows = len(values)
-    plan = plan_for(rows, weights.sizes)
+    plan = plan_for(rows, weights)
     call = Call(
         values=values.contiguous(),
         dt=torch.ones_like(values) if dt is None else dt.double().contiguous(),
@@ -167,7 +182,8 @@ def _whole(
         weights.w_mlp_out, scratch.act, scratch.gate, scratch.low, rows, sizes.layers,
         DM=sizes.d_model, DI=sizes.d_inner, LOW=sizes.low, RANK=sizes.rank, WIDTH=sizes.group,
         HIDDEN=sizes.d_mlp, TAPS=sizes.taps, BLOCK=plan.tile, BC=plan.channels,
-        BH=plan.hidden, STAGES=plan.stages, PREFETCH=plan.prefetch, num_warps=plan.warps,
+        BH=plan.hidden, RECUR=plan.recur, STAGES=plan.stages, PREFETCH=plan.prefetch,
+        num_warps=plan.warps,
         **options,
     )  # fmt: skip
 
@@ -227,7 +243,8 @@ def _head(
         scratch.hidden, scratch.after, call.slots, call.table, weights.w_head, weights.head_bias,
         call.healthy, rows,
         HIDDEN=sizes.head_hidden, HORIZON=sizes.horizon, LARGEST=LARGEST[weights.kind],
-        BLOCK=plan.tile, BK=plan.horizons, STEP=min(128, sizes.head_hidden),
+        BLOCK=plan.tile, AHEAD=plan.horizons, STAGES=plan.stages,
+        STEP=sizes.head_hidden if plan.tile <= LEAST else min(128, sizes.head_hidden),
         num_warps=plan.warps, **options,
     )  # fmt: skip
 

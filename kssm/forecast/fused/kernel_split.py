@@ -2,7 +2,9 @@
 
 A program takes a tile of rows and a block of channels. Sums over all channels (selection, output
 and down projection) are left as one partial sum a block, which the next phase adds up: no atomics,
-the same bits every time. Weights are read before the kernel waits for the one before it.
+the same bits every time. Weights and states are read before the kernel waits for the one before it
+(a kernel lets the next one start only after it has waited itself, so whatever the last but one
+wrote is there).
 """
 
 import triton
@@ -15,6 +17,7 @@ from kssm.forecast.fused.kernel_block import (
     tile_of,
     up_tiles,
     vectors,
+    window_of,
 )
 from kssm.forecast.fused.kernel_common import (
     finish_early,
@@ -26,6 +29,7 @@ from kssm.forecast.fused.kernel_common import (
     slots_of,
     vector,
     wait_for_inputs,
+    with_parts,
 )
 
 
@@ -47,20 +51,21 @@ def filter_kernel(
     weight = vector(norm_ptr, BLOCK, DM)
     taps = vectors(channel_ptr + block * BC, TAPS + 1, DI, BLOCK, BC)
     window_ptr = tl.load(table_ptr + 2 + 2 * layer).to(tl.pointer_type(tl.float32))
-    wait_for_inputs(PDL)
-    finish_early(PDL)
     tile = tl.program_id(0) // blocks
     slot, live = slots_of(slots_ptr, tile, rows, BLOCK)
+    window = window_ptr + slot * ((TAPS - 1) * DI)
+    past = window_of(window, channels, live, DI, TAPS)
+    wait_for_inputs(PDL)
+    finish_early(PDL)
     x = residual(x_ptr, parts_ptr, tile, room, BLOCK, DM, PARTS)
     if PARTS > 0:
         if block == 0:
             tl.store(scratch(x_out_ptr, tile, 0, BLOCK, DM, DM), x)
     normed = rms_norm(x, weight, DM, EPS).to(KIND)
-    window = window_ptr + slot * ((TAPS - 1) * DI)
     act = scratch(act_ptr, tile, block * BC, BLOCK, DI, BC)
     gate = scratch(gate_ptr, tile, block * BC, BLOCK, DI, BC)
     active = filter_block(
-        normed, w_token, w_gate, window, channels, taps, live, act, gate, DI, TAPS, KIND
+        normed, w_token, w_gate, past, window, channels, taps, live, act, gate, DI, TAPS, KIND
     )
     low = product(active, w_select, KIND)
     tl.store(scratch(low_ptr + block * room * LOW, tile, 0, BLOCK, LOW, LOW), low)
@@ -94,11 +99,14 @@ def recur_kernel(
     ups = up_tiles(w_up_ptr + first * RANK, DI, RANK, WIDTH)
     constants = vectors(channel_ptr + (TAPS + 1) * DI + first, 8, DI, BLOCK, WIDTH)
     state_ptr = tl.load(table_ptr + 3 + 2 * layer).to(tl.pointer_type(tl.float32))
-    wait_for_inputs(PDL)
-    finish_early(PDL)
     tile = tl.program_id(0) // groups
     slot, live = slots_of(slots_ptr, tile, rows, BLOCK)
     place = (state_ptr + slot * (2 * DI))[:, None] + 2 * first + tl.arange(0, 2 * WIDTH)[None, :]
+    stored = tl.load(place, mask=live[:, None], other=0.0)
+    row = tile * BLOCK + tl.arange(0, BLOCK)
+    factor = tl.load(dt_ptr + row, mask=live, other=1.0).to(tl.float32)
+    wait_for_inputs(PDL)
+    finish_early(PDL)
     low = (
         _sum_low(low_ptr, tile, room, 0, BLOCK, LOW, RANK, LOW_PARTS),
         _sum_low(low_ptr, tile, room, RANK, BLOCK, LOW, RANK, LOW_PARTS),
@@ -106,13 +114,12 @@ def recur_kernel(
     )
     b_re = _sum_low(low_ptr, tile, room, 3 * RANK + group, BLOCK, LOW, 1, LOW_PARTS) + 1.0
     b_im = _sum_low(low_ptr, tile, room, 3 * RANK + groups + group, BLOCK, LOW, 1, LOW_PARTS)
-    row = tile * BLOCK + tl.arange(0, BLOCK)
-    factor = tl.load(dt_ptr + row, mask=live, other=1.0).to(tl.float32)
     active = tl.load(scratch(act_ptr, tile, first, BLOCK, DI, WIDTH)).to(tl.float32)
     gate = tl.load(scratch(gate_ptr, tile, first, BLOCK, DI, WIDTH)).to(tl.float32)
     mixed = recur_block(
-        low, ups, constants, b_re, b_im, place, factor, live, active, gate, WIDTH, EPS, KIND
-    )
+        low, ups, constants, b_re, b_im, stored, place, factor, live, active, gate, WIDTH, EPS,
+        KIND,
+    )  # fmt: skip
     part = product(mixed, w_out, KIND)
     tl.store(scratch(parts_ptr + group * room * DM, tile, 0, BLOCK, DM, DM), part)
 
@@ -130,10 +137,11 @@ def mlp_kernel(
     w_value = tile_of(w_in_ptr, HIDDEN + block * BH, BH, DM, DM)
     w_out = tile_of(w_out_ptr + block * BH, 0, DM, HIDDEN, BH)
     weight = vector(norm_ptr, BLOCK, DM)
+    tile = tl.program_id(0) // blocks
+    x = tl.load(scratch(x_ptr, tile, 0, BLOCK, DM, DM))
     wait_for_inputs(PDL)
     finish_early(PDL)
-    tile = tl.program_id(0) // blocks
-    x = residual(x_ptr, parts_ptr, tile, room, BLOCK, DM, PARTS)
+    x = with_parts(x, parts_ptr, tile, room, BLOCK, DM, PARTS)
     if block == 0:
         tl.store(scratch(x_out_ptr, tile, 0, BLOCK, DM, DM), x)
     mixed = mlp_block(rms_norm(x, weight, DM, EPS).to(KIND), w_gate, w_value, KIND)

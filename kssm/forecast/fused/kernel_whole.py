@@ -15,6 +15,7 @@ from kssm.forecast.fused.kernel_block import (
     tile_of,
     up_tiles,
     vectors,
+    window_of,
 )
 from kssm.forecast.fused.kernel_common import (
     finish_early,
@@ -22,6 +23,7 @@ from kssm.forecast.fused.kernel_common import (
     product,
     rms_norm,
     scratch,
+    settled,
     slots_of,
     vector,
     wait_for_inputs,
@@ -37,17 +39,18 @@ def _filter_phase(
     EPS: tl.constexpr, KIND: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The first phase for all channels; leaves the selection [M, LOW] in KIND."""
-    normed = rms_norm(x, vector(norm_ptr, x.shape[0], DM), DM, EPS).to(KIND)
+    normed = settled(rms_norm(x, vector(norm_ptr, x.shape[0], DM), DM, EPS).to(KIND))
     low = tl.zeros([x.shape[0], LOW], tl.float32)
     for block in tl.range(0, DI // BC, num_stages=STAGES):
         channels = block * BC + tl.arange(0, BC)
         taps = vectors(channel_ptr + block * BC, TAPS + 1, DI, x.shape[0], BC)
         w_token = tile_of(w_in_ptr, block * BC, BC, DM, DM)
         w_gate = tile_of(w_in_ptr, DI + block * BC, BC, DM, DM)
+        past = window_of(window, channels, live, DI, TAPS)
         act = scratch(act_ptr, tile, block * BC, x.shape[0], DI, BC)
         gate = scratch(gate_ptr, tile, block * BC, x.shape[0], DI, BC)
         active = filter_block(
-            normed, w_token, w_gate, window, channels, taps, live, act, gate, DI, TAPS, KIND
+            normed, w_token, w_gate, past, window, channels, taps, live, act, gate, DI, TAPS, KIND
         )
         low += product(active, tile_of(w_select_ptr + block * BC, 0, LOW, DI, BC), KIND)
     tl.store(scratch(low_ptr, tile, 0, x.shape[0], LOW, LOW), low.to(KIND))
@@ -77,9 +80,10 @@ def _recur_phase(
         active = tl.load(place).to(tl.float32)
         gate = tl.load(scratch(gate_ptr, tile, first, BLOCK, DI, WIDTH)).to(tl.float32)
         state_at = state[:, None] + 2 * first + tl.arange(0, 2 * WIDTH)[None, :]
+        stored = tl.load(state_at, mask=live[:, None], other=0.0)
         mixed = recur_block(
-            low, ups, constants, b_re + 1.0, b_im.to(tl.float32), state_at, factor, live, active,
-            gate, WIDTH, EPS, KIND,
+            low, ups, constants, b_re + 1.0, b_im.to(tl.float32), stored, state_at, factor, live,
+            active, gate, WIDTH, EPS, KIND,
         )  # fmt: skip
         tl.store(place, mixed.to(KIND))
 
@@ -104,7 +108,7 @@ def _mlp_phase(
     BH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """x plus the feed-forward layer."""
-    normed = rms_norm(x, vector(norm_ptr, x.shape[0], DM), DM, EPS).to(KIND)
+    normed = settled(rms_norm(x, vector(norm_ptr, x.shape[0], DM), DM, EPS).to(KIND))
     for block in tl.range(0, HIDDEN // BH, num_stages=STAGES):
         w_gate = tile_of(w_in_ptr, block * BH, BH, DM, DM)
         w_value = tile_of(w_in_ptr, HIDDEN + block * BH, BH, DM, DM)
@@ -120,10 +124,11 @@ def layers_kernel(
     DM: tl.constexpr, DI: tl.constexpr, LOW: tl.constexpr, RANK: tl.constexpr,
     WIDTH: tl.constexpr, HIDDEN: tl.constexpr, TAPS: tl.constexpr, EPS: tl.constexpr,
     KIND: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr, BC: tl.constexpr,
-    BH: tl.constexpr, STAGES: tl.constexpr, PREFETCH: tl.constexpr,
+    BH: tl.constexpr, RECUR: tl.constexpr, STAGES: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """BLOCK rows through every layer; ``x_ptr`` [room, DM] changes in place.
 
+    The recurrence takes RECUR of them at a time: it needs the most registers a row.
     Scratch memory: act, gate [room, DI] and low [room, LOW] in KIND.
     """
     wait_for_inputs(PDL)
@@ -144,15 +149,16 @@ def layers_kernel(
             low_ptr, DM, DI, LOW, TAPS, EPS, KIND, BC, STAGES,
         )  # fmt: skip
         tl.debug_barrier()
-        tile = opaque(tl.program_id(0))
-        slot, live = slots_of(slots_ptr, tile, rows, BLOCK)
-        row = tile * BLOCK + tl.arange(0, BLOCK)
-        factor = tl.load(dt_ptr + row, mask=live, other=1.0).to(tl.float32)
-        _recur_phase(
-            w_up_ptr + layer * (3 * DI * RANK), state + slot * (2 * DI), factor, channel_ptr,
-            live, tile, act_ptr, gate_ptr, low_ptr, BLOCK, DI, LOW, RANK, WIDTH, TAPS, EPS, KIND,
-            STAGES,
-        )  # fmt: skip
+        for part in tl.range(0, BLOCK // RECUR):
+            own_tile = opaque(tl.program_id(0)) * (BLOCK // RECUR) + part
+            own_slot, own_live = slots_of(slots_ptr, own_tile, rows, RECUR)
+            row = own_tile * RECUR + tl.arange(0, RECUR)
+            factor = tl.load(dt_ptr + row, mask=own_live, other=1.0).to(tl.float32)
+            _recur_phase(
+                w_up_ptr + layer * (3 * DI * RANK), state + own_slot * (2 * DI), factor,
+                channel_ptr, own_live, own_tile, act_ptr, gate_ptr, low_ptr, RECUR, DI, LOW, RANK,
+                WIDTH, TAPS, EPS, KIND, STAGES,
+            )  # fmt: skip
         if PREFETCH and layer + 1 < layers:
             following = tl.load(table_ptr + 4 + 2 * layer).to(tl.pointer_type(tl.float32))
             prefetch_rows(following + slot * ((TAPS - 1) * DI), (TAPS - 1) * DI)

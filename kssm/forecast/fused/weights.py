@@ -83,7 +83,8 @@ class Weights:
         final_norm: [DM].
         channels: [L, TAPS + 9, DI] as listed in ``kernel_block``.
         w_in, w_select, w_up, w_out, w_mlp_in, w_mlp_out: [L, outputs, inputs].
-        w_hidden, w_head, head_bias: [HIDDEN, DM], [10, HORIZON, HIDDEN], [10, HORIZON].
+        w_hidden, w_head, head_bias: [HIDDEN, DM], [HORIZON, 16, HIDDEN] (ten outputs, then zeros),
+            [HORIZON, 16].
     """
 
     sizes: Sizes
@@ -114,7 +115,8 @@ class Weights:
 
         mlps = [block.mlp for block in blocks if block.mlp is not None]
         head, outputs = model.head, len(LEVELS) + 1
-        by_output = head.out.weight.unflatten(0, (sizes.horizon, outputs)).transpose(0, 1)
+        by_horizon = head.out.weight.unflatten(0, (sizes.horizon, outputs))
+        bias = head.bias.unflatten(0, (sizes.horizon, outputs))
         return cls(
             sizes=sizes,
             kind=kind,
@@ -130,8 +132,8 @@ class Weights:
             w_mlp_in=stack(mlp.up.weight for mlp in mlps),
             w_mlp_out=stack(mlp.down.weight for mlp in mlps),
             w_hidden=head.hidden.weight.to(kind).contiguous(),
-            w_head=by_output.to(kind).contiguous(),
-            head_bias=_vector(head.bias.unflatten(0, (sizes.horizon, outputs)).t()),
+            w_head=F.pad(by_horizon.to(kind), (0, 0, 0, LEAST - outputs)),
+            head_bias=_vector(F.pad(bias, (0, LEAST - outputs))),
         )
 
 
