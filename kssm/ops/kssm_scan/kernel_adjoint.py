@@ -66,7 +66,7 @@ def backward_summary_kernel(
     channels = first_channel + tl.arange(0, BLOCK_D)
     lanes = addressed(first_channel, BLOCK_D, PAIRED)
     mask, there = None, None
-    if WIDTH % BLOCK_D != 0:
+    if BLOCK_D <= WIDTH and WIDTH % BLOCK_D != 0:
         mask = channels < (group + 1) * WIDTH
         there = lanes < lanes_end(group, WIDTH, PAIRED)
     start, end = span(chunk, chunk_len, length)
@@ -104,8 +104,8 @@ def backward_summary_kernel(
                             wide, u, product_re, product_im, e_re, e_im, c_re, c_im, channel,
                             FACTOR, EXACT,
                         )  # fmt: skip
-                place = move(ptrs, ROWS, k * UNROLL)
-                filled = filled + (load_group(place, ROWS, 4, UNROLL, there),)
+                following = move(ptrs, ROWS, k * UNROLL)
+                filled = filled + (load_group(following, ROWS, 4, UNROLL, there),)
             groups = filled
         ptrs = move(ptrs, ROWS, UNROLL * AHEAD)
     for _ in range(end - start - loops * (UNROLL * AHEAD)):

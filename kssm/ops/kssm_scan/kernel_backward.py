@@ -16,6 +16,7 @@ import triton.language as tl
 from kssm.ops.kssm_scan.kernel_common import (
     apply_summaries,
     clean,
+    count_blocks,
     exp2,
     kept_row,
     load_pair,
@@ -28,32 +29,39 @@ from kssm.ops.kssm_scan.kernel_gates import evolve, gates, load_channel, pull
 from kssm.ops.kssm_scan.kernel_loads import (
     addressed,
     as_words,
+    groups_of,
     lanes_end,
     load_group,
     move,
+    spread,
     widen,
 )
 from kssm.ops.kssm_scan.kernel_sums import sum_channels
 
 
 @triton.jit
-def _inputs(values, u: tl.constexpr, FACTOR: tl.constexpr):
+def _inputs(values, u: tl.constexpr, TWICE: tl.constexpr, FACTOR: tl.constexpr):
     """(alpha, omega, dt, x, b_re, b_im, factor) of token u; a held token's are 0."""
     factor = step_factor(values, u, FACTOR)
     found = ()
     for i in tl.static_range(7):
         if i != 4:
             found = found + (clean(values[i][u], factor, FACTOR),)
-    return found[0], found[1], found[2], found[3], found[4], found[5], factor
+    b_re = spread(found[4], TWICE)
+    b_im = spread(found[5], TWICE)
+    return found[0], found[1], found[2], found[3], b_re, b_im, factor
 
 
 @triton.jit
-def _states(values, start, channel, KEEP: tl.constexpr, FACTOR: tl.constexpr, EXACT: tl.constexpr):
+def _states(
+    values, start, channel,
+    KEEP: tl.constexpr, TWICE: tl.constexpr, FACTOR: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
     """(gates of KEEP tokens, the states before each and after the last)."""
     found = ()
     states = (start,)
     for u in tl.static_range(KEEP):
-        alpha, omega, dt, x, b_re, b_im, factor = _inputs(values, u, FACTOR)
+        alpha, omega, dt, x, b_re, b_im, factor = _inputs(values, u, TWICE, FACTOR)
         gate = gates(alpha, omega, dt, factor, channel, EXACT)
         found = found + (gate,)
         drive = gate[0] * x
@@ -85,15 +93,15 @@ def _gradients(inputs, gate, before, after, g_re, g_im, EXACT: tl.constexpr):
 @triton.jit
 def _work(
     values, start, e_re, e_im, sums, c_re, c_im, channel, slope, outputs, left, mask,
-    D: tl.constexpr, BLOCKS: tl.constexpr, KEEP: tl.constexpr,
-    FACTOR: tl.constexpr, EXACT: tl.constexpr,
+    D: tl.constexpr, BLOCKS: tl.constexpr, SPAN: tl.constexpr, KEEP: tl.constexpr,
+    TWICE: tl.constexpr, FACTOR: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """KEEP tokens: write their gradients and return (E, sums). ``left`` None: all are wanted;
     else a number of them and the same for every channel that is there."""
-    found, states = _states(values, start, channel, KEEP, FACTOR, EXACT)
+    found, states = _states(values, start, channel, KEEP, TWICE, FACTOR, EXACT)
     to_b = ()
     for u in tl.static_range(KEEP - 1, -1, -1):
-        inputs = _inputs(values, u, FACTOR)
+        inputs = _inputs(values, u, TWICE, FACTOR)
         dy = values[4][u]
         e_re, e_im, d_alpha, d_w, d_dt, d_x, b_re, b_im = _gradients(
             inputs, found[u], states[u], states[u + 1], e_re + c_re * dy, e_im + c_im * dy, EXACT
@@ -117,7 +125,7 @@ def _work(
             sums[4] + dy * states[u + 1][0],
             sums[5] + dy * states[u + 1][1],
         )
-    sum_channels(to_b, outputs[4], outputs[5], left, BLOCKS, KEEP)
+    sum_channels(to_b, outputs[4], outputs[5], left, SPAN, BLOCKS, KEEP)
     return e_re, e_im, sums
 
 
@@ -163,7 +171,7 @@ def backward_kernel(
     d_alpha_ptr, d_omega_ptr, d_dt_ptr, d_x_ptr, d_b_re_ptr, d_b_im_ptr,
     d_parameters_ptr, d_initial_ptr, T, n_chunks, chunk_len, once,
     ROWS: tl.constexpr, KEEP: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr, PAIRED: tl.constexpr, EXACT: tl.constexpr,
+    BLOCK_D: tl.constexpr, WARP_D: tl.constexpr, PAIRED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one chunk, from the adjoint that the chunks after it hand back.
 
@@ -175,13 +183,17 @@ def backward_kernel(
     )
     channels = first_channel + tl.arange(0, BLOCK_D)
     lanes = addressed(first_channel, BLOCK_D, PAIRED)
+    TWICE: tl.constexpr = PAIRED and BLOCK_D > WIDTH
+    group = groups_of(lanes, group, WIDTH, BLOCK_D, PAIRED)
     mask, there = None, None
-    if WIDTH % BLOCK_D != 0:
+    if BLOCK_D <= WIDTH and WIDTH % BLOCK_D != 0:
         mask = channels < (group + 1) * WIDTH
         there = lanes < lanes_end(group, WIDTH, PAIRED)
     start, end = span(chunk, chunk_len, length)
     D: tl.constexpr = GROUPS * WIDTH
-    BLOCKS: tl.constexpr = GROUPS * ((WIDTH + BLOCK_D - 1) // BLOCK_D)
+    SPAN: tl.constexpr = WARP_D if BLOCK_D > WIDTH else BLOCK_D
+    BLOCKS: tl.constexpr = count_blocks(GROUPS, WIDTH, SPAN)
+    block = block * (BLOCK_D // SPAN)
     FACTOR: tl.constexpr = -1 if token_dt_ptr is None else 7
     parameters = (alpha_bias_ptr, omega_bias_ptr, omega_scale_ptr, dt_bias_ptr)
     channel = load_channel(parameters, channels, mask, EXACT)
@@ -228,7 +240,7 @@ def backward_kernel(
         wide = _blank(_load_tail(ptrs, ROWS, left, there, KEEP), within, KEEP)
         e_re, e_im, sums = _work(
             wide, state, e_re, e_im, sums, c_re, c_im, channel, slope, outputs, (left, within),
-            mask, D, BLOCKS, KEEP, FACTOR, EXACT,
+            mask, D, BLOCKS, SPAN, KEEP, TWICE, FACTOR, EXACT,
         )  # fmt: skip
     if full > 0:
         ptrs = move(ptrs, ROWS, -KEEP)
@@ -244,7 +256,7 @@ def backward_kernel(
             for _ in range(once):
                 e_re, e_im, sums = _work(
                     widen(values), state, e_re, e_im, sums, c_re, c_im, channel, slope, outputs,
-                    None, mask, D, BLOCKS, KEEP, FACTOR, EXACT,
+                    None, mask, D, BLOCKS, SPAN, KEEP, TWICE, FACTOR, EXACT,
                 )  # fmt: skip
                 values = following
                 state = next_state

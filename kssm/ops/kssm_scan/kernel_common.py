@@ -89,16 +89,35 @@ def locate(T, n_chunks, rows, GROUPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D
     65,535; a unit is one chunk of one row. ``rows`` is (lengths, offsets, table, first): without
     offsets all rows have T tokens, cut at lengths; with them the rows are packed, unit u belongs
     to row table[u] and row r's units start at first[r]. A unit beyond the last has no tokens.
-    Blocks do not straddle groups: the last of a group may be part empty.
     """
-    BLOCKS: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D
+    BLOCKS: tl.constexpr = count_blocks(GROUPS, WIDTH, BLOCK_D)
     pid = tl.program_id(0)
-    block = pid % (GROUPS * BLOCKS)
-    unit = pid // (GROUPS * BLOCKS)
-    group = block // BLOCKS
-    channel = group * WIDTH + (block % BLOCKS) * BLOCK_D
+    block = pid % BLOCKS
+    unit = pid // BLOCKS
+    group, channel = find_channels(block, WIDTH, BLOCK_D)
     row, start, length, chunk, chunks = find_row(unit, T, n_chunks, rows)
     return row, start, length, chunk, chunks, unit, group, block, channel
+
+
+@triton.constexpr_function
+def count_blocks(groups, width, block_d):
+    """Blocks of channels: of a group, where the last may be part empty, or of several groups."""
+    if block_d > width:
+        return groups * width // block_d
+    return groups * ((width + block_d - 1) // block_d)
+
+
+@triton.jit
+def find_channels(block, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(group, first channel) of a block; a block of several groups has their first."""
+    if BLOCK_D > WIDTH:
+        channel = block * BLOCK_D
+        group = channel // WIDTH
+    else:
+        BLOCKS: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D
+        group = block // BLOCKS
+        channel = group * WIDTH + (block % BLOCKS) * BLOCK_D
+    return group, channel
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a pass is cut into programs of one warp.
+    """How a pass is cut into programs of ``warps`` warps, ``block_d`` channels each program.
 
     Tokens are loaded ``unroll`` at a time, ``ahead`` such groups before they are needed.
     A sequence is cut in time chunks only when there are fewer than ``enough`` programs a
@@ -21,11 +21,17 @@ class Tuning:
     """
 
     block_d: int = 64
+    warps: int = 1
     unroll: int = 4
     ahead: int = 2
     enough: int = 4
     wanted: int = 16
     shortest: int = 64
+
+    @property
+    def share(self) -> int:
+        """Channels a warp."""
+        return self.block_d // self.warps
 
     def keeping(self, keep: int | None) -> Tuning:
         """The same, with groups of at least ``keep`` tokens."""
@@ -40,6 +46,7 @@ class TileTuning:
 
     rows: int = 8
     tokens: int = 16
+    block_d: int = 64
     registers: int | None = 128
 
 
@@ -76,9 +83,7 @@ class Cut:
     ) -> Cut:
         """The cut for tokens [B, T, D] in ``groups`` groups, or [1, T, D] with ``packed_rows``."""
         batch, tokens, channels = shape
-        width = channels // groups
-        block_d = min(tuning.block_d, triton.next_power_of_2(width))
-        blocks = groups * triton.cdiv(width, block_d)
+        block_d, blocks = block_channels(channels, groups, tuning.block_d, tuning.warps)
         processors = _processors(device)
         chunks = 1
         if packed_rows is not None or batch * blocks < tuning.enough * processors:
@@ -86,22 +91,19 @@ class Cut:
         chunk_len = max(triton.cdiv(tokens, chunks), tuning.shortest)
         step = tuning.unroll * tuning.ahead
         chunk_len = triton.cdiv(chunk_len, step) * step
-        return cls.fixed(shape, groups, block_d, chunk_len, packed_rows)
+        return cls.fixed(shape, (block_d, blocks), chunk_len, packed_rows)
 
     @classmethod
     def fixed(
         cls,
         shape: Sequence[int],
-        groups: int,
-        block_d: int,
+        block: tuple[int, int],
         chunk_len: int,
         packed_rows: int | None,
     ) -> Cut:
-        """The cut into chunks of a given length."""
-        batch, tokens, channels = shape
-        width = channels // groups
-        block_d = min(block_d, triton.next_power_of_2(width))
-        blocks = groups * triton.cdiv(width, block_d)
+        """The cut into chunks of a given length and ``block_channels``."""
+        batch, tokens, _ = shape
+        block_d, blocks = block
         if packed_rows is not None:
             return cls(block_d, blocks, tokens // chunk_len + packed_rows, 0, chunk_len)
         chunks = triton.cdiv(tokens, chunk_len)
@@ -121,6 +123,19 @@ class Cut:
         units = torch.arange(self.units, device=offsets.device, dtype=offsets.dtype)
         table = torch.searchsorted(first[1:], units, right=True)
         return Rows(lengths, offsets, table.clamp_(max=len(counts) - 1), first)
+
+
+def block_channels(channels: int, groups: int, wanted: int, warps: int) -> tuple[int, int]:
+    """(channels a program, programs side by side) when ``wanted`` channels a program are asked for.
+
+    A program's channels are of one group, or all channels of every group it touches, as many a
+    warp as asked for.
+    """
+    width, share = channels // groups, wanted // warps
+    if wanted > width and width % share == 0 and channels % wanted == 0:
+        return wanted, channels // wanted
+    block_d = min(share, triton.next_power_of_2(width))
+    return block_d, groups * triton.cdiv(width, block_d)
 
 
 def _processors(device: torch.device) -> int:

@@ -16,10 +16,12 @@ from kssm.ops.kssm_scan.kernel_gates import evolve, gates, grow, load_channel
 from kssm.ops.kssm_scan.kernel_loads import (
     addressed,
     as_words,
+    groups_of,
     lanes_end,
     load_group,
     load_groups,
     move,
+    spread,
     widen,
 )
 
@@ -44,7 +46,7 @@ def inputs_at(
 
 
 @triton.jit
-def step(values, u: tl.constexpr, h_re, h_im, channel, EXACT: tl.constexpr):
+def step(values, u: tl.constexpr, h_re, h_im, channel, TWICE: tl.constexpr, EXACT: tl.constexpr):
     """(h after token u, its gates, whether it holds the state)."""
     factor = 1.0
     hold = False
@@ -53,7 +55,9 @@ def step(values, u: tl.constexpr, h_re, h_im, channel, EXACT: tl.constexpr):
         hold = factor == 0.0
     gate = gates(values[0][u], values[1][u], values[2][u], factor, channel, EXACT)
     drive = gate[0] * values[3][u]
-    new_re, new_im = evolve(h_re, h_im, drive, values[4][u], values[5][u], gate, EXACT)
+    new_re, new_im = evolve(
+        h_re, h_im, drive, spread(values[4][u], TWICE), spread(values[5][u], TWICE), gate, EXACT
+    )
     if len(values) == 7:
         new_re = tl.where(hold, h_re, new_re)
         new_im = tl.where(hold, h_im, new_im)
@@ -90,8 +94,10 @@ def forward_summary_kernel(
     )
     channels = first_channel + tl.arange(0, BLOCK_D)
     lanes = addressed(first_channel, BLOCK_D, PAIRED)
+    TWICE: tl.constexpr = PAIRED and BLOCK_D > WIDTH
+    group = groups_of(lanes, group, WIDTH, BLOCK_D, PAIRED)
     mask, there = None, None
-    if WIDTH % BLOCK_D != 0:
+    if BLOCK_D <= WIDTH and WIDTH % BLOCK_D != 0:
         mask = channels < (group + 1) * WIDTH
         there = lanes < lanes_end(group, WIDTH, PAIRED)
     start, end = span(chunk, chunk_len, length)
@@ -118,17 +124,17 @@ def forward_summary_kernel(
                 for _ in range(once):
                     wide = widen(groups[k])
                     for u in tl.static_range(UNROLL):
-                        h_re, h_im, gate, hold = step(wide, u, h_re, h_im, channel, EXACT)
+                        h_re, h_im, gate, hold = step(wide, u, h_re, h_im, channel, TWICE, EXACT)
                         product_re, product_im = lengthen(
                             product_re, product_im, gate, hold, HOLDS, EXACT
                         )
-                place = move(ptrs, ROWS, k * UNROLL)
-                filled = filled + (load_group(place, ROWS, 4, UNROLL, there),)
+                following = move(ptrs, ROWS, k * UNROLL)
+                filled = filled + (load_group(following, ROWS, 4, UNROLL, there),)
             groups = filled
         ptrs = move(ptrs, ROWS, UNROLL * AHEAD)
     for _ in range(end - start - loops * (UNROLL * AHEAD)):
         single = widen(load_group(ptrs, ROWS, 4, 1, there))
-        h_re, h_im, gate, hold = step(single, 0, h_re, h_im, channel, EXACT)
+        h_re, h_im, gate, hold = step(single, 0, h_re, h_im, channel, TWICE, EXACT)
         product_re, product_im = lengthen(product_re, product_im, gate, hold, HOLDS, EXACT)
         ptrs = move(ptrs, ROWS, 1)
     place = (unit.to(tl.int64) * (GROUPS * WIDTH) + channels) * 4
@@ -163,8 +169,10 @@ def forward_kernel(
     )
     channels = first_channel + tl.arange(0, BLOCK_D)
     lanes = addressed(first_channel, BLOCK_D, PAIRED)
+    TWICE: tl.constexpr = PAIRED and BLOCK_D > WIDTH
+    group = groups_of(lanes, group, WIDTH, BLOCK_D, PAIRED)
     mask, there = None, None
-    if WIDTH % BLOCK_D != 0:
+    if BLOCK_D <= WIDTH and WIDTH % BLOCK_D != 0:
         mask = channels < (group + 1) * WIDTH
         there = lanes < lanes_end(group, WIDTH, PAIRED)
     start, end = span(chunk, chunk_len, length)
@@ -203,11 +211,11 @@ def forward_kernel(
                         if kept_ptr is not None:
                             if u % KEEP == 0:
                                 keep_state(kept + (u // KEEP) * (2 * D), h_re, h_im, D, mask)
-                        after = step(wide, u, h_re, h_im, channel, EXACT)
+                        after = step(wide, u, h_re, h_im, channel, TWICE, EXACT)
                         h_re, h_im = after[0], after[1]
                         tl.store(y + u * D, c_re * h_re + c_im * h_im, mask=mask)
-                place = move(ptrs, ROWS, k * UNROLL)
-                filled = filled + (load_group(place, ROWS, 4, UNROLL, there),)
+                following = move(ptrs, ROWS, k * UNROLL)
+                filled = filled + (load_group(following, ROWS, 4, UNROLL, there),)
                 y += UNROLL * D
                 if kept_ptr is not None:
                     kept += (UNROLL // KEEP) * (2 * D)
@@ -218,7 +226,7 @@ def forward_kernel(
         if kept_ptr is not None:
             if left % KEEP == 0:
                 keep_state(kept + (left // KEEP) * (2 * D), h_re, h_im, D, mask)
-        after = step(single, 0, h_re, h_im, channel, EXACT)
+        after = step(single, 0, h_re, h_im, channel, TWICE, EXACT)
         h_re, h_im = after[0], after[1]
         tl.store(y, c_re * h_re + c_im * h_im, mask=mask)
         ptrs = move(ptrs, ROWS, 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kssm.ops.kssm_scan.kernel_adjoint import backward_summary_kernel
 from kssm.ops.kssm_scan.kernel_backward import backward_kernel
-from kssm.ops.kssm_scan.kernel_cut import Cut, TileTuning, Tuning
+from kssm.ops.kssm_scan.kernel_cut import Cut, TileTuning, Tuning, block_channels
 from kssm.ops.kssm_scan.kernel_forward import forward_kernel, forward_summary_kernel
 from kssm.ops.kssm_scan.kernel_tile import tile_kernel
 
@@ -51,15 +51,18 @@ class Scan(NamedTuple):
         packed = None if self.offsets is None else self.rows
         return Cut.plan(self.x.shape, self.groups, tuning, self.x.device, packed)
 
-    def options(self, cut: Cut, lanes: Sequence[Tensor]) -> dict[str, int | bool]:
-        """Compile-time arguments that every kernel takes; ``lanes`` are its [B, T, D] inputs."""
+    def options(self, cut: Cut, share: int, lanes: Sequence[Tensor]) -> dict[str, int | bool]:
+        """Compile-time arguments that every kernel takes.
+
+        ``share``: channels a warp; ``lanes``: the kernel's [B, T, D] inputs.
+        """
         return {
             "GROUPS": self.groups,
             "WIDTH": self.x.shape[-1] // self.groups,
             "BLOCK_D": cut.block_d,
             "EXACT": exact(self.inputs),
-            "PAIRED": cut.block_d > _LANES and all(_paired(t) for t in lanes),
-            "num_warps": 1,
+            "PAIRED": min(share, cut.block_d) > _LANES and all(_paired(t) for t in lanes),
+            "num_warps": max(1, cut.block_d // share),
         }
 
     def summary(self, cut: Cut) -> Tensor | None:
@@ -76,7 +79,7 @@ def forward(scan: Scan, tuning: Tuning, keep: int | None) -> tuple[Tensor, Tenso
     tuning = tuning.keeping(keep)
     cut = scan.cut(tuning)
     inputs, rows = evenly_spaced(scan.inputs)
-    options = scan.options(cut, inputs[:4])
+    options = scan.options(cut, tuning.share, inputs[:4])
     rows = _in_words(rows, 4, options)
     options |= {"ROWS": (*rows, *scan.factor_row), "UNROLL": tuning.unroll}
     options["AHEAD"] = tuning.ahead
@@ -104,13 +107,14 @@ def forward_in_tiles(
     """``forward`` in one pass over the inputs, whatever the number of rows; not for fp32."""
     x = scan.x
     _, tokens, channels = x.shape
-    width = channels // scan.groups
     size = tuning.rows * tuning.tokens
     inputs, rows = evenly_spaced(scan.inputs)
     packed = None if scan.offsets is None else scan.rows
-    cut = Cut.fixed(x.shape, scan.groups, _LANES * 2, size, packed)
-    options = scan.options(cut, inputs[:4])
-    del options["EXACT"], options["num_warps"]
+    block = block_channels(channels, scan.groups, tuning.block_d, tuning.block_d // (2 * _LANES))
+    cut = Cut.fixed(x.shape, block, size, packed)
+    options = scan.options(cut, 2 * _LANES, inputs[:4])
+    warps = tuning.rows * int(options.pop("num_warps"))
+    del options["EXACT"]
     rows = _in_words(rows, 4, options)
     y = _output(x, scan.lengths)
     final = x.new_empty(scan.rows, channels, 2, dtype=torch.float32)
@@ -124,7 +128,7 @@ def forward_in_tiles(
             scan.initial_state, quads.view(torch.float32), pairs.view(torch.float32), counter,
             y, kept, final, tokens, cut.chunks, scan.rows,
             ROWS=(*rows, *scan.factor_row), KEEP=keep or 1, S=tuning.rows, N=tuning.tokens,
-            WHOLE=whole and width % cut.block_d == 0, num_warps=tuning.rows,
+            WHOLE=whole, num_warps=warps,
             maxnreg=tuning.registers, **options,
         )  # fmt: skip
     return y, final, kept
@@ -158,10 +162,13 @@ def backward(scan: Scan, kept: Tensor, dy: Tensor, dfinal: Tensor, tuning: Tunin
     cut = scan.cut(tuning)
     given = (*scan.inputs[:4], dy, *scan.inputs[4:])
     inputs, rows = evenly_spaced(given)
-    options = scan.options(cut, inputs[:5])
+    options = scan.options(cut, tuning.share, inputs[:5])
     rows = _in_words(rows, 5, options)
     to_tokens = [_output(t, scan.lengths) for t in scan.inputs[:4]]
-    partial = (batch, tokens, scan.groups, cut.blocks // scan.groups)
+    spans = cut.blocks // scan.groups
+    if cut.block_d > channels // scan.groups:
+        spans = channels // scan.groups // tuning.share
+    partial = (batch, tokens, scan.groups, spans)
     to_b = [_output(x, scan.lengths, partial, torch.float32) for _ in range(2)]
     make = x.new_empty if scan.offsets is None else x.new_zeros
     to_parameters = make(cut.units, 6, channels, dtype=torch.float32)
@@ -179,7 +186,7 @@ def backward(scan: Scan, kept: Tensor, dy: Tensor, dfinal: Tensor, tuning: Tunin
         backward_kernel[(cut.programs,)](
             *inputs, *optional, *scan.parameters, kept, dfinal.contiguous(), summary,
             *to_tokens, *to_b, to_parameters, to_initial, *sizes,
-            ROWS=(*rows, *scan.factor_row), KEEP=tuning.unroll, **options,
+            ROWS=(*rows, *scan.factor_row), KEEP=tuning.unroll, WARP_D=tuning.share, **options,
         )  # fmt: skip
     return Gradients(to_tokens, [t.sum(-1) for t in to_b], to_parameters.sum(0), to_initial)
 

@@ -110,3 +110,29 @@ def as_words(ptr, PAIRED: tl.constexpr):
     else:
         result = ptr
     return result
+
+
+@triton.jit
+def groups_of(lanes, group, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, PAIRED: tl.constexpr):
+    """The group of a block, or, of a block of several groups, that of every one of its ``lanes``.
+
+    A word's two channels are of one group.
+    """
+    if BLOCK_D > WIDTH:
+        if PAIRED:
+            result = lanes // (WIDTH // 2)
+        else:
+            result = lanes // WIDTH
+    else:
+        result = group
+    return result
+
+
+@triton.jit
+def spread(b, TWICE: tl.constexpr):
+    """A group's numbers for its channels: TWICE when there is one for every two channels."""
+    if TWICE:
+        result = tl.interleave(b, b)
+    else:
+        result = b
+    return result

@@ -1,4 +1,4 @@
-"""Sums over a program's channels, of several numbers at once (Triton, one warp)."""
+"""Sums over the channels that a warp holds, of several numbers at once (Triton)."""
 
 import triton
 import triton.language as tl
@@ -73,7 +73,8 @@ def _scatter(values, re_ptr, im_ptr, left, STEP: tl.constexpr, COUNT: tl.constex
         SHARE: tl.constexpr = 4
     number = lane // SHARE
     u = COUNT - 1 - number // 2
-    place = tl.where(number % 2 == 0, re_ptr, im_ptr) + u * STEP
+    span = tl.arange(0, values[0].shape[0]) // 32
+    place = tl.where(number % 2 == 0, re_ptr, im_ptr) + u * STEP + span
     first = lane % SHARE == 0
     if left is not None:
         first = first & (u < left[0])
@@ -81,24 +82,30 @@ def _scatter(values, re_ptr, im_ptr, left, STEP: tl.constexpr, COUNT: tl.constex
 
 
 @triton.jit
-def sum_channels(values, re_ptr, im_ptr, left, STEP: tl.constexpr, COUNT: tl.constexpr):
-    """Write the sums of (re, im) of COUNT tokens, given the last token's first.
+def sum_channels(
+    values, re_ptr, im_ptr, left, SPAN: tl.constexpr, STEP: tl.constexpr, COUNT: tl.constexpr
+):
+    """Write the sums of (re, im) over SPAN channels for COUNT tokens, given the last token's first.
 
-    ``left`` None: all are written; else the first left[0].
+    ``left`` None: all are written; else the first left[0]. On a GPU SPAN is what a warp holds.
     """
     WIDTH: tl.constexpr = values[0].shape[0]
-    if INTERPRETED or WIDTH < 32 or COUNT < 4:
+    if INTERPRETED or SPAN < 32 or COUNT < 4:
+        spans = tl.arange(0, WIDTH // SPAN)
         for u in tl.static_range(COUNT):
-            re = tl.sum(values[2 * (COUNT - 1 - u)], 0)
-            im = tl.sum(values[2 * (COUNT - 1 - u) + 1], 0)
-            if left is None or left[0] > u:
-                tl.store(re_ptr + u * STEP, re)
-                tl.store(im_ptr + u * STEP, im)
+            re = tl.sum(tl.reshape(values[2 * (COUNT - 1 - u)], [WIDTH // SPAN, SPAN]), 1)
+            im = tl.sum(tl.reshape(values[2 * (COUNT - 1 - u) + 1], [WIDTH // SPAN, SPAN]), 1)
+            here = spans >= 0
+            if left is not None:
+                here = left[0] + 0 * spans > u
+            tl.store(re_ptr + u * STEP + spans, re, mask=here)
+            tl.store(im_ptr + u * STEP + spans, im, mask=here)
     else:
+        THREADS: tl.constexpr = WIDTH // SPAN * 32
         folded = ()
         for i in tl.static_range(2 * COUNT):
-            if WIDTH == 32:
+            if SPAN == 32:
                 folded = folded + (values[i],)
             else:
-                folded = folded + (tl.sum(tl.reshape(values[i], [32, WIDTH // 32]), 1),)
+                folded = folded + (tl.sum(tl.reshape(values[i], [THREADS, SPAN // 32]), 1),)
         _scatter(folded, re_ptr, im_ptr, left, STEP, COUNT)

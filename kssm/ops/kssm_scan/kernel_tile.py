@@ -19,6 +19,8 @@ from kssm.ops.kssm_scan.kernel_board import (
     write_quad,
 )
 from kssm.ops.kssm_scan.kernel_common import (
+    count_blocks,
+    find_channels,
     find_row,
     kept_row,
     load_pair,
@@ -27,7 +29,9 @@ from kssm.ops.kssm_scan.kernel_gates import evolve, gates, grow, load_channel
 from kssm.ops.kssm_scan.kernel_loads import (
     addressed,
     as_words,
+    groups_of,
     lanes_end,
+    spread,
     widen_run,
 )
 
@@ -105,8 +109,9 @@ def _tokens(
 
 @triton.jit
 def _sweep(
-    values, channel, c_re, c_im, valid, S: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr
-):
+    values, channel, c_re, c_im, valid,
+    S: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, TWICE: tl.constexpr,
+):  # fmt: skip
     """(y, products, states) after each of N tokens of every row, from zero states."""
     h_re = tl.zeros([S, BLOCK_D], tl.float32)
     h_im = tl.zeros([S, BLOCK_D], tl.float32)
@@ -121,7 +126,13 @@ def _sweep(
             factor = values[6][j]
         gate = gates(values[0][j], values[1][j], values[2][j], factor, channel, False)
         new_re, new_im = evolve(
-            h_re, h_im, gate[0] * values[3][j], values[4][j], values[5][j], gate, False
+            h_re,
+            h_im,
+            gate[0] * values[3][j],
+            spread(values[4][j], TWICE),
+            spread(values[5][j], TWICE),
+            gate,
+            False,
         )
         next_re, next_im = grow(p_re, p_im, gate, False)
         if len(values) == 7:
@@ -155,20 +166,21 @@ def tile_kernel(
     WHOLE: every tile is full. Tiles are taken in the order of time, all rows of a batch in turn.
     """
     D: tl.constexpr = GROUPS * WIDTH
-    BLOCKS: tl.constexpr = (WIDTH + BLOCK_D - 1) // BLOCK_D
+    BLOCKS: tl.constexpr = count_blocks(GROUPS, WIDTH, BLOCK_D)
     turn = take_turn(counter_ptr)
-    block = turn % (GROUPS * BLOCKS)
-    unit = turn // (GROUPS * BLOCKS)
-    group = block // BLOCKS
+    block = turn % BLOCKS
+    unit = turn // BLOCKS
     if offsets_ptr is None:
         unit = (unit % n_rows) * n_chunks + unit // n_rows
     rows = (lengths_ptr, offsets_ptr, table_ptr, first_ptr)
     batch, first, length, chunk, chunks = find_row(unit, T, n_chunks, rows)
-    first_channel = group * WIDTH + (block % BLOCKS) * BLOCK_D
+    group, first_channel = find_channels(block, WIDTH, BLOCK_D)
     channels = first_channel + tl.arange(0, BLOCK_D)
     lanes = addressed(first_channel, BLOCK_D, PAIRED)[None, :]
+    TWICE: tl.constexpr = PAIRED and BLOCK_D > WIDTH
+    of = groups_of(lanes, group, WIDTH, BLOCK_D, PAIRED)
     mask, there = None, None
-    if WIDTH % BLOCK_D != 0:
+    if BLOCK_D <= WIDTH and WIDTH % BLOCK_D != 0:
         mask = channels < (group + 1) * WIDTH
         there = lanes < lanes_end(group, WIDTH, PAIRED)
     parameters = (alpha_bias_ptr, omega_bias_ptr, omega_scale_ptr, dt_bias_ptr)
@@ -184,12 +196,12 @@ def tile_kernel(
     token = first + start
     values = _tokens(
         alpha_ptr, omega_ptr, dt_ptr, x_ptr, b_re_ptr, b_im_ptr, token_dt_ptr,
-        token, lanes, group, valid, there, ROWS, N, PAIRED,
+        token, lanes, of, valid, there, ROWS, N, PAIRED,
     )  # fmt: skip
     wide = ()
     for i in tl.static_range(len(values)):
         wide = wide + (widen_run(values[i]),)
-    ys, products, states = _sweep(wide, channel, c_re, c_im, valid, S, N, BLOCK_D)
+    ys, products, states = _sweep(wide, channel, c_re, c_im, valid, S, N, BLOCK_D, TWICE)
     own = (products[N - 1][0], products[N - 1][1], states[N - 1][0], states[N - 1][1])
     nothing = tl.zeros([S, BLOCK_D], tl.float32)
     maps = (nothing + 1.0, nothing, nothing, nothing) + own

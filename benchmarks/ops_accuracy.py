@@ -1,0 +1,92 @@
+"""Largest relative error of the element-wise scan against float64, values and gradients.
+
+    python -m benchmarks.ops_accuracy [--save] [--tokens N]
+
+The float64 run gets the very numbers of the narrow one. An error is the largest difference over
+the largest number of the exact result.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.report import Row, finish, table
+from kssm.ops.kssm_scan import ScanParameters, kssm_scan
+
+NAMES = ("alpha", "omega", "dt", "x", "b_re", "b_im", *ScanParameters._fields, "initial_state")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare, print a table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--save", action="store_true", help="keep the line in benchmarks/results/")
+    parser.add_argument("--tokens", type=int, default=None)
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = options.tokens or (65_536 if device.type == "cuda" else 1024)
+    rows = [errors(name, 1, tokens, 128, device) for name in DTYPES]
+    print(table(rows))
+    finish("ops_accuracy", device, rows, save=options.save)
+
+
+def errors(name: str, batch: int, tokens: int, channels: int, device: torch.device) -> Row:
+    """The errors for one dtype, by what they are of."""
+    inputs = draw(batch, tokens, channels, DTYPES[name], device)
+    exact = gradients([t.double() for t in inputs])
+    found = gradients(inputs)
+    row: Row = {"dtype": name, "tokens": tokens, "channels": channels}
+    for key, value in exact.items():
+        row[key] = worst(found[key], value)
+    return row
+
+
+def draw(
+    batch: int, tokens: int, channels: int, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """Inputs, parameters, state and the loss's two weights; decays from 1e-4 to 1 a step."""
+    generator = torch.Generator().manual_seed(0)
+    groups = max(1, channels // 64)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    streams = [normal(batch, tokens, channels) for _ in range(4)]
+    shared = [normal(batch, tokens, groups) for _ in range(2)]
+    spread = torch.linspace(0, 1, channels)
+    parameters = [
+        1.0 - 7.0 * spread,
+        normal(channels),
+        torch.logspace(-1, 1, channels).flip(0),
+        -5.0 * spread,
+        normal(channels),
+        normal(channels),
+    ]
+    state = [normal(batch, channels, 2)]
+    weights = [normal(batch, tokens, channels), normal(batch, channels, 2)]
+    narrow = [t.to(device, dtype) for t in (*streams, *shared)]
+    return [*narrow, *(t.to(device) for t in (*parameters, *state, *weights))]
+
+
+def gradients(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """y, the last state and all gradients of a weighted sum of both."""
+    leaves = [t.detach().requires_grad_() for t in tensors[:13]]
+    alpha, omega, dt, x, b_re, b_im, *rest = leaves
+    parameters = ScanParameters(*rest[:6])
+    y, final = kssm_scan(alpha, omega, dt, x, b_re, b_im, parameters, initial_state=rest[6])
+    loss = (y.to(tensors[13].dtype) * tensors[13]).sum() + (final * tensors[14]).sum()
+    found = torch.autograd.grad(loss, leaves)
+    return {"y": y.detach(), "final": final.detach()} | dict(zip(NAMES, found, strict=True))
+
+
+def worst(found: Tensor, exact: Tensor) -> float:
+    """Largest difference over the largest exact number."""
+    return ((found.double() - exact).abs().max() / exact.abs().max()).item()
+
+
+if __name__ == "__main__":
+    main()

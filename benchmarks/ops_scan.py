@@ -1,0 +1,118 @@
+"""Time and memory of the element-wise scan beside other recurrences and a plain copy.
+
+    python -m benchmarks.ops_scan [--save] [--only NAME ...] [--repeats N]
+
+``share_of_copy`` is the time that a copy of the counted bytes would take, over the time taken.
+Counted for forward: each input read once, y written once; for forward and backward: that, then
+inputs and the gradient of y read once and the gradients written once. What a pass keeps or reads
+twice is its own cost. Peers that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from benchmarks.models import median_ms
+from benchmarks.ops_plot import draw_scan
+from benchmarks.peers_scan import CONTENDERS, Case
+from benchmarks.report import Row, finish, table
+
+GPU_SHAPES = ((64, 4096, 1024), (8, 4096, 1024), (1, 65_536, 1024))
+CPU_SHAPES = ((1, 512, 64), (8, 512, 64))
+PASSES = ("forward", "both")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print a table and the JSON line, and draw what is saved."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--save", action="store_true", help="keep results in benchmarks/results/")
+    parser.add_argument("--only", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=600, help="begin nothing after this")
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shapes = GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
+    names = options.only if device.type == "cuda" else ["ours"]
+    copy = copy_rate(device, options.repeats)
+    rows: list[Row] = []
+    end = time.monotonic() + options.seconds
+    for name, shape, kind in itertools.product(names, shapes, PASSES):
+        if time.monotonic() < end:
+            rows.append(measure(name, kind, Case(*shape, device), copy, options.repeats))
+    rows.sort(key=lambda row: [str(row[key]) for key in ("tokens", "batch", "pass")])
+    print(table(rows))
+    finish("ops_scan", device, rows, save=options.save)
+    if options.save:
+        draw_scan()
+
+
+def measure(name: str, kind: str, case: Case, copy: float, repeats: int) -> Row:
+    """One line: a contender, a shape and a pass."""
+    ms, peak, problem = contender(name, kind, case, repeats)
+    share = counted_bytes(case, kind) / (ms * 1e-3) / copy if ms and name == "ours" else None
+    return {
+        "batch": case.batch,
+        "tokens": case.tokens,
+        "channels": case.channels,
+        "pass": kind,
+        "contender": name,
+        "ms": ms,
+        "peak_bytes_per_element": peak,
+        "share_of_copy": share,
+        "problem": problem,
+    }
+
+
+def contender(
+    name: str, kind: str, case: Case, repeats: int
+) -> tuple[float | None, float | None, str]:
+    """(median ms, most bytes held above the inputs by element of y, what went wrong)."""
+    try:
+        found = CONTENDERS[name](case)
+        run = found.forward() if kind == "forward" else found.both()
+        ms = median_ms(run, case.device, repeats, queued=3)
+        return ms, peak_bytes(run, case), ""
+    except ImportError as error:
+        return None, None, f"not installed: {error.name}"
+    except (RuntimeError, NotImplementedError) as error:
+        return None, None, type(error).__name__
+    finally:
+        if case.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def peak_bytes(run: Callable[[], object], case: Case) -> float | None:
+    """Bytes by element that a run holds at its fullest, beyond what was there before."""
+    if case.device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / case.elements
+
+
+def counted_bytes(case: Case, kind: str) -> int:
+    """Bytes that a pass has to move in bf16."""
+    rows = case.batch * case.tokens
+    inputs = 2 * rows * (4 * case.channels + 2 * case.groups)
+    output = 2 * case.elements
+    return inputs + output if kind == "forward" else 3 * inputs + 2 * output
+
+
+def copy_rate(device: torch.device, repeats: int) -> float:
+    """Bytes a second of a large copy, reads and writes counted."""
+    source = torch.empty(2**31 if device.type == "cuda" else 2**24, dtype=torch.uint8).to(device)
+    target = torch.empty_like(source)
+    ms = median_ms(lambda: target.copy_(source), device, repeats)
+    return 2 * source.nbytes / ms * 1e3
+
+
+if __name__ == "__main__":
+    main()
