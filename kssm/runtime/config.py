@@ -33,7 +33,7 @@ class EngineConfig:
     max_pending: int = 65536
     max_gap: int = MAX_GAP
     max_horizon: int = 16384
-    graph_rows: int = 4096
+    graph_rows: int = 2048
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

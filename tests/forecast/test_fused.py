@@ -22,7 +22,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SLOTS = torch.tensor([3, 7, -1, 1, 11], device=DEVICE)
 LIVE = SLOTS >= 0
 SPLIT = Plan(whole=False, tile=16, channels=16, hidden=16, head_hidden=16, horizons=4)
-WHOLE = Plan(whole=True, tile=16, channels=16, hidden=16, head_hidden=16, horizons=4, recur=16, stages=1)
+WHOLE = Plan(
+    whole=True, tile=16, channels=16, hidden=16, head_hidden=16, horizons=4, recur=16, stages=1
+)
 PLANS = [pytest.param(SPLIT, id="split"), pytest.param(WHOLE, id="whole")]
 
 
@@ -99,7 +101,7 @@ def test_sizes_that_are_not_powers_of_two_are_padded() -> None:
         d_model=16, n_layers=1, d_inner=96, d_mlp=48, rank=5, group_size=32, conv_width=3
     )
     torch.manual_seed(1)
-    model = SignalForecaster(ForecasterConfig(backbone, head_horizon=32, head_hidden=16, horizons=4))
+    model = SignalForecaster(ForecasterConfig(backbone, head_horizon=32, head_hidden=16))
     model = model.to(DEVICE).eval()
     reference = warm(model)
     fused = Fused(model, reference, SPLIT)

@@ -14,7 +14,9 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 LEVELS = (0.1, 0.5, 0.9)
-CONFIG = EngineConfig(initial_rows=2, prefill_tokens=256, chunk_tokens=32, prefill_min=8)
+CONFIG = EngineConfig(
+    initial_rows=2, prefill_tokens=256, chunk_tokens=32, prefill_min=8, graph_rows=16
+)
 
 
 def test_streams_and_predictions_agree_with_the_cpu() -> None:

@@ -99,7 +99,7 @@ def test_the_engine_forecasts_the_same_with_and_without_graphs() -> None:
 
 
 def test_a_tick_waits_once() -> None:
-    with engine_of(tiny_forecaster().cuda()) as engine:
+    with engine_of(tiny_forecaster().cuda(), graph_rows=4) as engine:
         key = engine.open(1).result()
         engine.append(key, np.ones((1, 1)), horizon=8, levels=LEVELS).result()
         transport = engine._executor._transport  # pyright: ignore[reportPrivateUsage]
@@ -112,7 +112,7 @@ def test_a_tick_waits_once() -> None:
 
 
 def test_a_fault_in_a_captured_batch_costs_one_session() -> None:
-    with engine_of(tiny_forecaster().cuda()) as engine:
+    with engine_of(tiny_forecaster().cuda(), graph_rows=4) as engine:
         keys = [engine.open(1).result() for _ in range(3)]
         for key in keys:
             engine.append(key, np.arange(6.0)[:, None]).result()
