@@ -108,8 +108,8 @@ def states_kernel(
 ):  # fmt: skip
     """States along a segment, without outputs, from start [B, S, H, W, P] (None = zeros).
 
-    key, value: B and x. kept [B, K + 1, H, W, P] (or None): the state before each chunk and
-    behind the last; end [B, S, H, W, P]: behind the segment, lost [B, S, H]: its log2 decay.
+    key, value: B and x. kept [B, K + 1, H, W, P] (or None): the state before each chunk that has
+    tokens of the row, and behind the last; end [B, S, H, W, P]: behind the segment, lost [B, S, H]: its log2 decay.
     """
     head = tl.program_id(0) % H
     segment = (tl.program_id(0) // H) % segments
@@ -126,7 +126,8 @@ def states_kernel(
     if start_ptr is not None:
         h = tl.load(start_ptr + own * (W * P) + tile)
     lost = 0.0
-    stop = tl.minimum(segment * span + span, chunks)
+    ended = tl.cdiv(end, Q)
+    stop = tl.minimum(segment * span + span, ended)
     for chunk in tl.range(segment * span, stop, num_stages=STAGES):
         if kept_ptr is not None:
             at = kept_ptr + ((row * (chunks + 1) + chunk) * H + head).to(tl.int64) * (W * P) + tile
@@ -142,8 +143,8 @@ def states_kernel(
         h = tl.dot(scaled, value, acc=h * tl.exp2(total), input_precision=PRECISION)
         lost += total
     if kept_ptr is not None:
-        if segment == segments - 1:
-            at = kept_ptr + ((row * (chunks + 1) + chunks) * H + head).to(tl.int64) * (W * P) + tile
+        if stop == ended:
+            at = kept_ptr + ((row * (chunks + 1) + ended) * H + head).to(tl.int64) * (W * P) + tile
             tl.store(at, h.to(kept_ptr.dtype.element_ty))
     if end_ptr is not None:
         tl.store(end_ptr + own * (W * P) + tile, h)
@@ -181,7 +182,7 @@ def adjoints_kernel(
         h = tl.load(start_ptr + own * (W * P) + tile)
     lost = 0.0
     begin = segment * span
-    stop = tl.minimum(begin + span, chunks)
+    stop = tl.minimum(begin + span, tl.cdiv(end, Q))
     for step in tl.range(begin, stop, num_stages=STAGES):
         chunk = begin + stop - 1 - step
         if kept_ptr is not None:
@@ -260,7 +261,10 @@ def chunk_backward_kernel(
     db = tl.zeros([Q, W], dtype=tl.float32)
     dc = tl.zeros([Q, W], dtype=tl.float32)
     begin = group * (H // G) + part * heads
-    for head in tl.range(begin, begin + heads, num_stages=STAGES):
+    stop = begin + heads
+    if lengths_ptr is not None:
+        stop = tl.where(room > 0, stop, begin)
+    for head in tl.range(begin, stop, num_stages=STAGES):
         b = token_tile(b_ptr + group * W, first, t, room, G * W, w)
         c = token_tile(c_ptr + group * W, first, t, room, G * W, w)
         x = token_tile(x_ptr + head * P, first, t, room, row_x, p)
