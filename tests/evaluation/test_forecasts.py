@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from kssm.evaluation.forecasts import forecast_task, stream_task
 from kssm.forecast import Forecaster
@@ -23,8 +24,9 @@ def test_forecasts_are_those_of_the_library() -> None:
     assert np.allclose(quantiles, alone.transpose(0, 2, 1), rtol=1e-4, atol=1e-5)
 
 
-def test_streaming_gives_the_same_forecasts() -> None:
-    model = tiny_forecaster()
+@pytest.mark.parametrize("thinning", [(), (4,)])
+def test_streaming_gives_the_same_forecasts(thinning: tuple[int, ...]) -> None:
+    model = tiny_forecaster(thinning=thinning)
     for context_length in (None, 12):
         whole = forecast_task(model, toy_task(), context_length=context_length, batch_tokens=4096)
         with Engine(model, EngineConfig(max_pending=16)) as engine:

@@ -98,8 +98,9 @@ def test_extreme_tails_stay_finite() -> None:
     assert np.isfinite(monitor.state).all()
 
 
-def test_watching_a_row_and_streaming_it_agree() -> None:
-    model = tiny_forecaster()
+@pytest.mark.parametrize("thinning", [(), (4,)])
+def test_watching_a_row_and_streaming_it_agree(thinning: tuple[int, ...]) -> None:
+    model = tiny_forecaster(thinning=thinning)
     values = np.random.default_rng(0).normal(size=60).cumsum()
     values[30] = np.nan
     whole = watch(model, values)
