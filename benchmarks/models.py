@@ -127,7 +127,8 @@ def training(model: Stack, options: Options, device: torch.device) -> int:
 
 
 def compiled(model: Stack) -> Stack:
-    """``model`` with its blocks compiled: blocks of a kind share their code."""
+    """``model`` with its blocks compiled, each for itself."""
+    torch._dynamo.config.recompile_limit = 4 * len(model.blocks)
     for block in model.blocks:
         block.compile(dynamic=False)
     return model
