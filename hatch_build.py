@@ -31,10 +31,13 @@ class NativeHook(BuildHookInterface[Any]):
             return
         folder = Path(self.directory) / "native"
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            libraries = [build.compile_variant(variant, folder) for variant in build.variants()]
-        except build.BuildError as error:
-            self.app.display_warning(f"the wheel comes without the compiled CPU step: {error}")
+        libraries: list[Path] = []
+        for variant in build.variants():
+            try:
+                libraries.append(build.compile_variant(variant, folder))
+            except build.BuildError as error:  # a compiler may be too old for the newest
+                self.app.display_warning(f"no compiled CPU step for {variant}: {error}")
+        if not libraries:
             return
         for library in libraries:
             build_data["force_include"][str(library)] = f"{NATIVE}/lib/{library.name}"
