@@ -112,12 +112,13 @@ def prefill_ms(model: Stack, length: int, device: torch.device, repeats: int) ->
 
 
 def training(model: Stack, options: Options, device: torch.device) -> int:
-    """Tokens a second of forward and backward, gradients of all parameters."""
-    x = torch.randn(*options.batch, model.d_model, device=device)
+    """Tokens a second of forward and backward, gradients of all parameters and of the input."""
+    x = torch.randn(*options.batch, model.d_model, device=device, requires_grad=True)
     model.train()
 
     def run() -> None:
         model.zero_grad()
+        x.grad = None
         with autocast(device):
             y, _ = model(x)
         y.float().square().mean().backward()
@@ -127,8 +128,7 @@ def training(model: Stack, options: Options, device: torch.device) -> int:
 
 
 def compiled(model: Stack) -> Stack:
-    """``model`` with its blocks compiled, each for itself."""
-    torch._dynamo.config.recompile_limit = 4 * len(model.blocks)
+    """``model`` with its blocks compiled: blocks of a kind share their code."""
     for block in model.blocks:
         block.compile(dynamic=False)
     return model
