@@ -66,7 +66,7 @@ def backward_summary_kernel(
     channels = first_channel + tl.arange(0, BLOCK_D)
     lanes = addressed(first_channel, BLOCK_D, PAIRED)
     mask, there = None, None
-    if BLOCK_D <= WIDTH and WIDTH % BLOCK_D != 0:
+    if BLOCK_D < 2 * WIDTH and WIDTH % BLOCK_D != 0:
         mask = channels < (group + 1) * WIDTH
         there = lanes < lanes_end(group, WIDTH, PAIRED)
     start, end = span(chunk, chunk_len, length)

@@ -183,15 +183,15 @@ def backward_kernel(
     )
     channels = first_channel + tl.arange(0, BLOCK_D)
     lanes = addressed(first_channel, BLOCK_D, PAIRED)
-    TWICE: tl.constexpr = PAIRED and BLOCK_D > WIDTH
+    TWICE: tl.constexpr = PAIRED and BLOCK_D >= 2 * WIDTH
     group = groups_of(lanes, group, WIDTH, BLOCK_D, PAIRED)
     mask, there = None, None
-    if BLOCK_D <= WIDTH and WIDTH % BLOCK_D != 0:
+    if BLOCK_D < 2 * WIDTH and WIDTH % BLOCK_D != 0:
         mask = channels < (group + 1) * WIDTH
         there = lanes < lanes_end(group, WIDTH, PAIRED)
     start, end = span(chunk, chunk_len, length)
     D: tl.constexpr = GROUPS * WIDTH
-    SPAN: tl.constexpr = WARP_D if BLOCK_D > WIDTH else BLOCK_D
+    SPAN: tl.constexpr = WARP_D if BLOCK_D >= 2 * WIDTH else BLOCK_D
     BLOCKS: tl.constexpr = count_blocks(GROUPS, WIDTH, SPAN)
     block = block * (BLOCK_D // SPAN)
     FACTOR: tl.constexpr = -1 if token_dt_ptr is None else 7

@@ -102,7 +102,7 @@ def locate(T, n_chunks, rows, GROUPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D
 @triton.constexpr_function
 def count_blocks(groups, width, block_d):
     """Blocks of channels: of a group, where the last may be part empty, or of several groups."""
-    if block_d > width:
+    if block_d >= 2 * width:
         return groups * width // block_d
     return groups * ((width + block_d - 1) // block_d)
 
@@ -110,7 +110,7 @@ def count_blocks(groups, width, block_d):
 @triton.jit
 def find_channels(block, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     """(group, first channel) of a block; a block of several groups has their first."""
-    if BLOCK_D > WIDTH:
+    if BLOCK_D >= 2 * WIDTH:
         channel = block * BLOCK_D
         group = channel // WIDTH
     else:

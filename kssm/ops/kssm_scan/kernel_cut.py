@@ -132,7 +132,7 @@ def block_channels(channels: int, groups: int, wanted: int, warps: int) -> tuple
     warp as asked for.
     """
     width, share = channels // groups, wanted // warps
-    if wanted > width and width % share == 0 and channels % wanted == 0:
+    if wanted >= 2 * width and width % share == 0 and channels % wanted == 0:
         return wanted, channels // wanted
     block_d = min(share, triton.next_power_of_2(width))
     return block_d, groups * triton.cdiv(width, block_d)

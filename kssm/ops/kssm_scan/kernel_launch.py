@@ -166,7 +166,7 @@ def backward(scan: Scan, kept: Tensor, dy: Tensor, dfinal: Tensor, tuning: Tunin
     rows = _in_words(rows, 5, options)
     to_tokens = [_output(t, scan.lengths) for t in scan.inputs[:4]]
     spans = cut.blocks // scan.groups
-    if cut.block_d > channels // scan.groups:
+    if cut.block_d >= 2 * (channels // scan.groups):
         spans = channels // scan.groups // tuning.share
     partial = (batch, tokens, scan.groups, spans)
     to_b = [_output(x, scan.lengths, partial, torch.float32) for _ in range(2)]

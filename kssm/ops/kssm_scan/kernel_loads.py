@@ -118,7 +118,7 @@ def groups_of(lanes, group, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, PAIRED: 
 
     A word's two channels are of one group.
     """
-    if BLOCK_D > WIDTH:
+    if BLOCK_D >= 2 * WIDTH:
         if PAIRED:
             result = lanes // (WIDTH // 2)
         else:

@@ -177,10 +177,10 @@ def tile_kernel(
     group, first_channel = find_channels(block, WIDTH, BLOCK_D)
     channels = first_channel + tl.arange(0, BLOCK_D)
     lanes = addressed(first_channel, BLOCK_D, PAIRED)[None, :]
-    TWICE: tl.constexpr = PAIRED and BLOCK_D > WIDTH
+    TWICE: tl.constexpr = PAIRED and BLOCK_D >= 2 * WIDTH
     of = groups_of(lanes, group, WIDTH, BLOCK_D, PAIRED)
     mask, there = None, None
-    if BLOCK_D <= WIDTH and WIDTH % BLOCK_D != 0:
+    if BLOCK_D < 2 * WIDTH and WIDTH % BLOCK_D != 0:
         mask = channels < (group + 1) * WIDTH
         there = lanes < lanes_end(group, WIDTH, PAIRED)
     parameters = (alpha_bias_ptr, omega_bias_ptr, omega_scale_ptr, dt_bias_ptr)
