@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from kssm.evaluation.report import TaskReport
     from kssm.evaluation.tasks import Task
     from kssm.forecast.forecaster import SignalForecaster
 
@@ -56,15 +59,9 @@ def evaluate(
     """Write OUTPUT/NAME.npz with `quantiles` [windows, 9, horizon] for every task, and
     OUTPUT/report.json with scores relative to seasonal naive, coverage, PIT histograms and skill
     by horizon."""
-    import json
-
-    import numpy as np
-    from rich.progress import track
-
     from kssm.device import resolve_device
-    from kssm.evaluation.plots import draw_report
-    from kssm.evaluation.report import report_task, summarise
-    from kssm.evaluation.tasks import load_task, task_files
+    from kssm.evaluation.report import summarise
+    from kssm.evaluation.tasks import task_files
     from kssm.forecast import pretrained
     from kssm.quantization import format_of, parse_format
 
@@ -73,14 +70,10 @@ def evaluate(
     chosen = None if weights is None else parse_format(weights)
     forecaster = pretrained.load(model, resolve_device(device), weights=chosen)
     output.mkdir(parents=True, exist_ok=True)
-    reports = []
     with _forecasts(forecaster, mode, context_length or None, batch_tokens) as forecast:
-        for file in track(files, f"forecasting ({mode})", console=console):
-            task = load_task(file)
-            task = task.sample(max_series) if max_series else task
-            quantiles = forecast(task)
-            np.savez(output / file.name, quantiles=quantiles)
-            reports.append(report_task(task, quantiles, forecaster.config.head_horizon))
+        shown = track(files, f"forecasting ({mode})", console=console)
+        horizon = forecaster.config.head_horizon
+        reports = [_run(file, forecast, output, horizon, max_series) for file in shown]
     setting = {
         "model": model,
         "fingerprint": forecaster.fingerprint,
@@ -90,9 +83,30 @@ def evaluate(
         "context_length": context_length,
         "max_series": max_series,
     }
-    summary = setting | summarise(reports)
+    _write(setting | summarise(reports), output, console, plot)
+
+
+def _run(
+    file: Path, forecast: Forecast, output: Path, head_horizon: int, max_series: int
+) -> TaskReport:
+    """Forecast a task, keep the forecasts, and score them."""
+    import numpy as np
+
+    from kssm.evaluation.report import report_task
+    from kssm.evaluation.tasks import load_task
+
+    task = load_task(file)
+    task = task.sample(max_series) if max_series else task
+    quantiles = forecast(task)
+    np.savez(output / file.name, quantiles=quantiles)
+    return report_task(task, quantiles, head_horizon)
+
+
+def _write(summary: dict[str, Any], output: Path, console: Console, plot: bool) -> None:
     (output / "report.json").write_text(json.dumps(summary, indent=1) + "\n")
     if plot:
+        from kssm.evaluation.plots import draw_report
+
         draw_report(summary, output / "calibration.png")
     _show(console, summary)
 
