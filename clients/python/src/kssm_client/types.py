@@ -23,8 +23,8 @@ _LEVEL_TOLERANCE = 1e-9
 class Anomaly:
     """How surprising a channel's newest samples were to the forecast made before them.
 
-    ``tail_probability`` is two-sided, ``score`` is its -log10 (0 = expected, 3 = one in a
-    thousand); both are None where the server had no forecast to compare with.
+    ``tail_probability`` is two-sided under normal tails, ``score`` is its -log10 (0 = expected,
+    larger = rarer; at most 12); both are None where the server had no forecast to compare with.
     """
 
     score: float | None
