@@ -122,6 +122,7 @@ def _log_config() -> dict[str, Any]:
     config = deepcopy(LOGGING_CONFIG)
     config["filters"] = {"redact": {"()": RedactKeys}}
     config["handlers"]["default"]["filters"] = ["redact"]
+    config["loggers"]["kssm.runtime"] = {"handlers": ["default"], "level": "INFO"}
     return config
 
 
