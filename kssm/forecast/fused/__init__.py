@@ -11,10 +11,10 @@ import functools
 import importlib
 import importlib.util
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from kssm.forecast.fused.weights import Sizes, Weights, can_pack, kind_for, versions_of
 
@@ -41,7 +41,7 @@ class FusedModel:
         self._weights: Weights | None = None
         self._seen: list[int] | None = None
         self._levels: dict[tuple[float, ...], Tensor] = {}
-        self._tables: WeakKeyDictionary[Tensor, tuple[list[int], Tensor]] = WeakKeyDictionary()
+        self._tables = WeakTensorKeyDictionary()  # entry -> (addresses, the same on the device)
 
     def __reduce__(self) -> tuple[type[FusedModel], tuple[()]]:
         """Copies and pickles start empty: they belong to another model."""
