@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -34,11 +34,12 @@ def export_onnx(model: Exportable, path: str | Path) -> None:
 
     Inputs are those of the model's class in ``steps`` and one packed state tensor for each dtype,
     outputs the results and the new states. The first axis of all is the rows, of any number. The
-    file's metadata says where each entry of the state lies (``kssm.layout``, JSON).
+    file's metadata says where each entry of the state lies (``kssm.layout``, JSON). ``model`` is
+    left on the CPU, in evaluation mode and without gradients.
 
     Raises:
         InvalidInputError: code ``export_unavailable`` without the packages of the extra
-            ``export``.
+            ``export``; ``export_unsupported`` for operations that ONNX lacks (complex numbers).
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
@@ -49,12 +50,24 @@ def export_onnx(model: Exportable, path: str | Path) -> None:
     example = _example(step)
     rows = {0: torch.export.Dim("rows")}
     shapes = (*(rows for _ in step.inputs), tuple(rows for _ in step.layout.tensors))
+    try:
+        exported = _convert(step, example, shapes)
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error).partition("Exception summary")[2].strip()
+        raise InvalidInputError(f"not exportable: {reason}", "export_unsupported") from error
+    _name_rows(exported.model.graph)
+    exported.model.metadata_props.update(_metadata(model, step.layout))
+    exported.save(str(path))
+
+
+def _convert(step: Step, example: tuple[Tensor, ...], shapes: object) -> Any:
+    """The traced step as an ONNX program."""
+    names = [packed.name for packed in step.layout.tensors]
     with _quiet(), torch.no_grad():
-        program = torch.export.export(step, example, dynamic_shapes=shapes)
+        program = torch.export.export(step, example, dynamic_shapes=cast("Any", shapes))
         if isinstance(step, ForecasterStep):  # it has fp64 parts
             program = program.run_decompositions(decompositions())
-        names = [packed.name for packed in step.layout.tensors]
-        exported: Any = torch.onnx.export(
+        return torch.onnx.export(
             program,
             dynamo=True,
             input_names=[*step.inputs, *names],
@@ -62,9 +75,6 @@ def export_onnx(model: Exportable, path: str | Path) -> None:
             verbose=False,
             optimize=False,  # the optimizer takes a floor of 1e-30 for 0; onnxruntime has its own
         )
-    _name_rows(exported.model.graph)
-    exported.model.metadata_props.update(_metadata(model, step.layout))
-    exported.save(str(path))
 
 
 def step_of(model: Exportable) -> Step:

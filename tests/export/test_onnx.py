@@ -152,6 +152,13 @@ def test_packing_is_undone_by_unpacking(forecaster: SignalForecaster) -> None:
     assert not packed[0].eq(0).any()
 
 
+def test_complex_arithmetic_is_refused(tmp_path: Path) -> None:
+    model = build("kssm_matrix", "tiny")
+    with pytest.raises(InvalidInputError) as error:
+        export_onnx(model, tmp_path / "model.onnx")
+    assert error.value.code == "export_unsupported"
+
+
 def test_without_the_packages_it_says_what_to_install(
     forecaster: SignalForecaster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
