@@ -13,9 +13,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from kssm.errors import CapacityError, KSSMError, NotFoundError
+from kssm.errors import CapacityError, NotFoundError
 from kssm.language.rows import wrong_kind
 from kssm.runtime import Engine
+from service.applying import attach, finish, status, submit
 from service.errors import draining
 from service.lanes import Started, at_once, failed, in_task
 from service.limits import check_query
@@ -23,7 +24,7 @@ from service.opening import new_id, open_session, parse_request
 from service.records import clock_from_meta, clock_to_meta
 from service.residency import Entry, Live, Residency, session_not_found
 from service.schemas import SessionCreate
-from service.sessions import Admitted, Reply, Status
+from service.sessions import Reply, Status
 from service.settings import Settings
 from service.stores import Store
 from service.vocabulary import Vocabulary
@@ -118,11 +119,11 @@ class SessionManager:
 
     def attach(self, tenant: str, session_id: str) -> asyncio.Future[Status]:
         """Make the caller's the one attachment of the session."""
-        return self.run(tenant, session_id, _attach)
+        return self.run(tenant, session_id, attach)
 
     def get(self, tenant: str, session_id: str) -> asyncio.Future[Status]:
         """The session."""
-        return self.run(tenant, session_id, _status)
+        return self.run(tenant, session_id, status)
 
     def reset(self, tenant: str, session_id: str) -> asyncio.Future[Status]:
         """Forget the signal; the session's ``seq`` runs on."""
@@ -239,19 +240,8 @@ class SessionManager:
         admitted = session.admit(frame)
         if isinstance(admitted, Reply):
             return at_once(admitted)
-        own = session.settings
-        if len(admitted.values):
-            future = self._engine.append(
-                live.rows,
-                admitted.values,
-                dt=admitted.dt,
-                horizon=own.horizon,
-                levels=own.quantiles,
-                want_forecast=self.vocabulary is None,
-            )
-        else:
-            future = self._engine.forecast(live.rows, own.horizon, own.quantiles)
-        return Started(asyncio.wrap_future(future), partial(_finish_append, live, admitted))
+        future = submit(self._engine, live, admitted, forecasts=self.vocabulary is None)
+        return Started(asyncio.wrap_future(future), partial(finish, live, admitted))
 
     async def _create(self, tenant: str, request: SessionCreate) -> Status:
         if request.model not in {None, self.model}:
@@ -280,24 +270,3 @@ class SessionManager:
         if self._sessions >= self._settings.max_sessions:
             raise CapacityError(f"the server holds {self._sessions} sessions", "session_limit")
         self._sessions += 1
-
-
-async def _attach(live: Live) -> Status:
-    live.session.attachments += 1
-    return live.session.status()
-
-
-async def _status(live: Live) -> Status:
-    return live.session.status()
-
-
-def _finish_append(live: Live, admitted: Admitted, future: asyncio.Future[Any]) -> Reply:
-    try:
-        result = future.result()
-    except KSSMError as error:
-        if error.details.get("applied"):
-            live.session.commit(admitted, None)
-            live.dirty = True
-        raise
-    live.dirty = True
-    return live.session.commit(admitted, result)
