@@ -28,7 +28,7 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
-    "serve": Command("kssm.cli.serve:serve", "Serve forecasts over WebSocket and HTTP."),
+    "serve": Command("kssm.cli.serve:serve", "Serve a model over WebSocket and HTTP."),
     "forecast": Command("kssm.cli.forecast:forecast", "Forecast a column of a CSV file."),
     "evaluate": Command("kssm.cli.evaluate:evaluate", "Forecast a folder of evaluation tasks."),
     "pretrain": Command("kssm.cli.pretrain:pretrain", "Train a forecaster."),

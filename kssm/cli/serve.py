@@ -18,7 +18,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder that keeps the sessions.")] = None,
 ) -> None:
-    """Serve forecasts over WebSocket and HTTP.
+    """Serve a forecaster or a language model over WebSocket and HTTP.
 
     Every setting can also be given as an environment variable named KSSM_ and the setting in
     capitals (KSSM_PORT=8000); a flag wins over the environment.
