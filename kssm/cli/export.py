@@ -19,7 +19,7 @@ def export(
 
     model = load_any(checkpoint)
     export_onnx(model, output)
-    console = Console()
+    console = Console(markup=False)
     console.print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, state of a row:")
     for packed in Layout.of(model.state_spec()).tensors:
         console.print(f"  {packed.name} [rows, {packed.size}], {len(packed.entries)} entries")
