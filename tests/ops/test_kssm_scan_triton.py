@@ -20,7 +20,7 @@ from kssm.ops.kssm_scan.kernel_choice import BACKWARD, FORWARD
 from kssm.ops.kssm_scan.kernel_cut import Cut, TileTuning, Tuning
 
 ON_GPU = DEVICE == "cuda"
-LENGTHS = [1, 2, 7, 63, 500] if ON_GPU else [1, 2, 7, 13]
+LENGTHS = [1, 2, 7, 63, 500] if ON_GPU else [1, 7, 13]
 SHAPE = (5, 320, 5) if ON_GPU else (2, 6, 2)  # batch, channels, groups
 WHOLE = replace(FORWARD, enough=0)
 CHUNKED = Tuning(unroll=4, enough=10**6, wanted=10**6, shortest=8)
@@ -57,7 +57,7 @@ def test_all_options_at_every_length(tokens):
     check(make_problem(batch, tokens, channels, groups, **ALL), torch.float32)
 
 
-@pytest.mark.parametrize("tuned", ["whole", "chunked"], indirect=True)
+@pytest.mark.parametrize("tuned", ["chunked"], indirect=True)
 @pytest.mark.parametrize("options", [{}, {"token_dt": True}, {"lengths": True}, {"initial": True}])
 @pytest.mark.usefixtures("poisoned", "tuned")
 def test_each_option_alone(options):
@@ -65,15 +65,23 @@ def test_each_option_alone(options):
     check(make_problem(batch, LENGTHS[-1], channels, groups, **options), torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("tuned", ["whole", "chunked", "tiles"], indirect=True)
+@pytest.mark.parametrize(
+    ("tuned", "dtype"),
+    [
+        ("whole", torch.bfloat16),
+        ("chunked", torch.float16),
+        ("tiles", torch.bfloat16),
+        ("tiles", torch.float16),
+    ],
+    indirect=["tuned"],
+)
 @pytest.mark.usefixtures("poisoned", "tuned")
 def test_narrow_inputs(dtype):
     batch, channels, groups = SHAPE
     check(make_problem(batch, LENGTHS[-1], channels, groups, **ALL), dtype)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (5, 5), (7, 1), (45, 1), (99, 3)])
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (5, 5), (7, 1), (99, 3)])
 @pytest.mark.usefixtures("poisoned")
 def test_widths_that_blocks_do_not_fill(channels, groups):
     check(make_problem(2, 5, channels, groups, **ALL), torch.float32)
