@@ -73,20 +73,12 @@ class _Ssd(torch.autograd.Function):
         whole = total[:, :, -1].exp().float()
         ends, d_state = hand_on(whole, asked, gradients[1], reverse=True)
         found = launch.backward(x, step, total, b, c, dy, starts, ends)
-        du, db, dc, inside, pushed, passed = found
-        d_log = _decay_gradient(launch.chunks(inside), launch.chunks(pushed), passed)
+        du, db, dc, d_log = found
         d_step = (du * x).sum(-1)
         groups = (b.shape[2], -1)
         db, dc = (t.unflatten(2, groups).sum(3) for t in (db, dc))
         dx = du * step.unsqueeze(-1)
-        return dx, d_step, d_log.flatten(1, 2).double(), db, dc, d_state, None, None
-
-
-def _decay_gradient(inside: Tensor, pushed: Tensor, passed: Tensor) -> Tensor:
-    """[B, K, L, H] from the gradients of running sums: each sum holds all log-decays up to it."""
-    later = inside.flip(2).cumsum(2).flip(2)
-    earlier = F.pad(pushed[:, :, :-1], (0, 0, 1, 0)).cumsum(2)
-    return later + earlier + passed.unsqueeze(2)
+        return dx, d_step, d_log.double(), db, dc, d_state, None, None
 
 
 class _Launch:
@@ -140,15 +132,14 @@ class _Launch:
         dy: Tensor,
         starts: Tensor,
         ends: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See ``backward_kernel``."""
         du = torch.empty_like(x)
         parts = x.new_empty(2, *x.shape[:3], b.shape[3])
-        inside, pushed = torch.empty_like(step), torch.empty_like(step)
-        passed = x.new_empty(self.batch, self.count, self.heads)
+        d_log = torch.empty_like(step)
         with on_device(x.device):
             backward_kernel[self.grid](
                 x, step, total, b, c, dy, starts, ends,
-                du, parts[0], parts[1], inside, pushed, passed, **self.options, num_warps=8,
+                du, parts[0], parts[1], d_log, **self.options, num_warps=8,
             )  # fmt: skip
-        return du, parts[0], parts[1], inside, pushed, passed
+        return du, parts[0], parts[1], d_log
