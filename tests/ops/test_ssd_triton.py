@@ -10,7 +10,7 @@ from tests.ops.kernels import DEVICE, ON_GPU, check_scan, draw, worst
 
 pytest.importorskip("triton")
 
-from kssm.ops.ssd import ssd_scan_torch, ssd_step_
+from kssm.ops.ssd import ssd_scan_torch, ssd_step_, trial
 from kssm.ops.ssd.kernel_launch import ssd_scan_triton
 from kssm.ops.ssd.kernel_step import ssd_step_triton_
 
@@ -86,3 +86,17 @@ def test_the_step(with_dt):
     assert torch.equal(arena[[0, 1, 3]], states[[0, 1, 3]])
     assert torch.isfinite(arena).all()
     assert not y[2, 0, 0].isfinite()
+
+
+def test_wrong_gradients_are_found_out(monkeypatch):
+    device = torch.device(DEVICE)
+    assert trial.gradients_hold(device, 2, 1, 6, 5, "tf32x3")
+    right = trial.ssd_scan_triton
+
+    def wrong(x, step, *rest, precision):
+        return right(x, step.detach() + 0.999 * (step - step.detach()), *rest, precision=precision)
+
+    monkeypatch.setattr(trial, "ssd_scan_triton", wrong)
+    trial.gradients_hold.cache_clear()
+    assert not trial.gradients_hold(device, 2, 1, 6, 5, "tf32x3")
+    trial.gradients_hold.cache_clear()

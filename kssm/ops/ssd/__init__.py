@@ -50,11 +50,21 @@ def _scan(*given: Tensor) -> tuple[Tensor, Tensor]:
     if not runs_triton(given[0]):
         return ssd_scan_torch(*given)
     module = importlib.import_module("kssm.ops.ssd.kernel_launch")
-    if not module.fits(given[0], given[3]):
-        return ssd_scan_torch(*given)
     precision = "tf32" if torch.is_autocast_enabled("cuda") else "tf32x3"
     with torch.autocast("cuda", enabled=False):
+        if not module.fits(given[0], given[3]) or not _trusted(precision, *given):
+            return ssd_scan_torch(*given)
         return module.ssd_scan_triton(*given, precision)
+
+
+def _trusted(precision: str, *given: Tensor) -> bool:
+    """Whether the gradients of this call, if it needs any, may come from the kernel."""
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in given):
+        return True
+    x, b = given[0], given[3]
+    trial = importlib.import_module("kssm.ops.ssd.trial")
+    sizes = (x.shape[2], b.shape[2], x.shape[3], b.shape[3])
+    return trial.gradients_hold(x.device, *sizes, precision)
 
 
 def ssd_scan_torch(
