@@ -13,7 +13,7 @@ from torch import Tensor
 from kssm.ops.matrix_scan import matrix_scan
 from kssm.ops.matrix_scan.chunked import scan_chunked
 from kssm.ops.matrix_scan.kernel import scan_triton
-from kssm.ops.matrix_scan.kernel_launch import best_cut, tuned
+from kssm.ops.matrix_scan.kernel_plan import Build, Walk, best_plan, tuned
 from tests.ops.matrix_problems import MatrixProblem, make_problem, relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -21,7 +21,7 @@ SHORT = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 1.5e-2}
 
 
-def errors(problem: MatrixProblem, dtype: torch.dtype, **change: int) -> dict[str, float]:
+def errors(problem: MatrixProblem, dtype: torch.dtype, **change: Any) -> dict[str, float]:
     """Of y, the last state and every gradient, from the same rounded inputs."""
     rounded = problem.to(dtype, DEVICE)
     exact = rounded.to(torch.float64, DEVICE)
@@ -34,7 +34,7 @@ def errors(problem: MatrixProblem, dtype: torch.dtype, **change: int) -> dict[st
     return {name: relative_error(found[name], expected[name]) for name in expected}
 
 
-def assert_close(problem: MatrixProblem, dtype: torch.dtype, **change: int) -> None:
+def assert_close(problem: MatrixProblem, dtype: torch.dtype, **change: Any) -> None:
     for name, error in errors(problem, dtype, **change).items():
         assert error <= TOLERANCE[dtype], (name, error)
 
@@ -48,8 +48,9 @@ def test_values_and_gradients(dtype: torch.dtype, options: bool) -> None:
 
 @pytest.mark.usefixtures("poisoned")
 def test_one_row_is_cut_into_segments() -> None:
-    assert best_cut(1, 10, 4) == 2
-    assert_close(make_problem(1, 150, 1, 16, 1, 8), torch.float32, walkers=4, chunk=16)
+    walks = (Walk(Build(4, 1), 8),)
+    assert best_plan(1, 19, 1, walks)[:2] == (4, 5)
+    assert_close(make_problem(1, 300, 1, 16, 1, 8), torch.float32, walks=walks, chunk=16)
 
 
 def test_an_odd_number_of_heads() -> None:
@@ -57,15 +58,19 @@ def test_an_odd_number_of_heads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("walks", "chunks", "room"), [(1, 1, 1), (1, 3, 528), (16, 4096, 528), (1024, 64, 528)]
+    ("rows", "chunks", "segments", "registers"),
+    [
+        (1, 1, 1, 168),
+        (16, 4096, 24, 168),  # one long row: cut until the device is full
+        (384, 128, 1, 168),
+        (1024, 64, 1, 128),  # two full rounds of four programs rather than three of three
+    ],
 )
-def test_cuts_fill_the_device(walks: int, chunks: int, room: int) -> None:
-    segments = best_cut(walks, chunks, room)
-    assert 1 <= segments <= max(1, chunks // 4)
-    if walks >= room or chunks < 8:
-        assert segments == 1
-    else:
-        assert walks * segments >= 0.9 * room
+def test_plans_fill_the_device(rows: int, chunks: int, segments: int, registers: int) -> None:
+    plan = best_plan(rows, chunks, 132, tuned(torch.bfloat16, 64, 64).walks)
+    assert plan.build.registers == registers
+    assert plan.segments == pytest.approx(segments, abs=0.1 * segments)
+    assert plan.span * plan.segments >= chunks > plan.span * (plan.segments - 1)
 
 
 def test_slices_of_a_projection_are_read_in_place() -> None:

@@ -10,15 +10,9 @@ from torch import Tensor
 
 from kssm.ops.launch import on_device
 from kssm.ops.matrix_scan.gates import MatrixParameters, rotate
-from kssm.ops.matrix_scan.kernel_launch import (
-    Scan,
-    Tuning,
-    Turned,
-    backward,
-    evenly_spaced,
-    forward,
-    tuned,
-)
+from kssm.ops.matrix_scan.kernel_launch import Scan, Turned, evenly_spaced, forward
+from kssm.ops.matrix_scan.kernel_launch_backward import backward
+from kssm.ops.matrix_scan.kernel_plan import Tuning, tuned
 from kssm.ops.matrix_scan.kernel_step import step_kernel
 
 _STEP_BLOCK = 32
