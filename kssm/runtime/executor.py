@@ -69,7 +69,7 @@ class Executor:
             return
         try:
             self._graphs.capture(report)
-        except RuntimeError:  # of CUDA or of a compiler: the service goes on without
+        except Exception:  # noqa: BLE001 (of CUDA or of a compiler: the service goes on without)
             _log.exception("the steps could not be captured")
             self._graphs = None
 

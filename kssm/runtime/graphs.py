@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kssm.runtime.arena import Arena
-from kssm.runtime.contract import Floats, Forecaster, Slots, State
+from kssm.runtime.contract import Floats, Forecaster, Slots, State, StepOutput
 from kssm.runtime.schedule import bucket
 from kssm.runtime.transport import Pending, Transport
 
@@ -120,12 +120,17 @@ class StepGraphs:
         slots = moved[2].view(torch.int64)
         weights = weights_of(self._forecaster)
         self._forecaster.step_(moved[0], arena, slots, dt=moved[1])
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+
+        def run() -> StepOutput:
             moved.copy_(host, non_blocking=True)
             output = self._forecaster.step_(moved[0], arena, slots, dt=moved[1])
             tail.copy_(output.tail, non_blocking=True)
             healthy.copy_(output.healthy, non_blocking=True)
+            return output
+
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = run()
         self._pool = graph.pool()
         inputs = host.numpy()
         return _Captured(

@@ -92,7 +92,8 @@ class FusedModel:
 
     def current(self, model: SignalForecaster) -> Weights | None:
         """The copy of the model's weights; None where torch must do the work."""
-        if model.training or not model.embed.weight.is_cuda or not _triton_installed():
+        device = model.embed.weight.device
+        if model.training or device.type != "cuda" or not _can_run(device):
             return None
         seen = versions_of(model)
         if seen != self._seen:
@@ -115,6 +116,12 @@ class FusedModel:
             kept = (addresses, torch.tensor(addresses, device=entries[0].device))
             self._tables[entries[0]] = kept
         return kept[1]
+
+
+@functools.cache
+def _can_run(device: torch.device) -> bool:
+    """Whether the GPU has what the kernels use: dependent launches, 200 kB of shared memory."""
+    return torch.cuda.get_device_capability(device)[0] in (9, 10) and _triton_installed()
 
 
 @functools.cache

@@ -92,6 +92,7 @@ def recur_block(
     table's last eight lines; ``b_*`` [M, 1], ``factor`` [M], ``active`` and ``gate`` [M, WIDTH].
     A pair whose new value is not finite is not written.
     """
+    EXACT: tl.constexpr = tl.float32 == KIND
     alpha_bias, shift, scale, dt_bias, c_re, c_im, skip, norm = constants
     mask = live[:, None]
     alpha = product(low[0], ups[0], KIND)
@@ -99,7 +100,7 @@ def recur_block(
     step = product(low[2], ups[2], KIND)
     h_re, h_im = tl.split(tl.reshape(stored, [stored.shape[0], WIDTH, 2]))
     biases = (alpha_bias, shift, scale, dt_bias)
-    gates = token_gates(alpha, omega, step, factor[:, None], biases, KIND == tl.float32)
+    gates = token_gates(alpha, omega, step, factor[:, None], biases, EXACT)
     tau, p, q, s, i2 = gates[5:]
     new_re, new_im = advance(h_re, h_im, tau * active, b_re, b_im, p, q, s, i2)
     finite = is_finite(new_re) & is_finite(new_im)
