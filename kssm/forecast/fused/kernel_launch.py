@@ -60,7 +60,7 @@ def plan_for(rows: int, weights: Weights) -> Plan:
     narrow = weights.kind == torch.float32
     few = rows <= _FEW_ROWS
     wide = LEAST if narrow else 64 if few else 32
-    tile = LEAST if rows <= 256 else 32 if few or narrow or sizes.d_model > 256 else 64
+    tile = LEAST if rows <= 256 else 32
     return Plan(
         whole=not few,
         tile=tile,
@@ -68,8 +68,7 @@ def plan_for(rows: int, weights: Weights) -> Plan:
         hidden=_divisor(sizes.d_mlp, wide),
         head_hidden=LEAST if narrow else 64,
         horizons=_divisor(sizes.horizon, 2 if narrow else 4 if tile == LEAST else 8),
-        warps=8,
-        recur=LEAST if narrow else min(tile, 32),
+        warps=8 if few or narrow else 4,
         stages=1 if narrow else 2,
     )
 
