@@ -86,12 +86,17 @@ class StepGraphs:
             report(len(rooms), len(rooms))
 
     def step(self, slots: Slots, values: Floats, dt: Floats) -> tuple[Pending, Pending] | None:
-        """(tail, healthy) of rows ``slots`` [N], longer than N; None for more than ``largest``."""
+        """(tail, healthy) of rows ``slots`` [N], longer than N.
+
+        None for more than ``largest`` rows, or when the step can no longer be captured.
+        """
         room = bucket(len(slots))
         if room > self._largest:
             return None
         captured = self._graphs.get(room)
         if captured is None or captured.arena is not self._arena.tensors:
+            if weights_of(self._forecaster) is None:
+                return None
             captured = self._graphs[room] = self._captured(room)
         captured.write(slots, values, dt)
         captured.graph.replay()

@@ -40,6 +40,7 @@ class FusedModel:
     def __init__(self) -> None:
         self._weights: Weights | None = None
         self._seen: list[int] | None = None
+        self._failed = False
         self._levels: dict[tuple[float, ...], Tensor] = {}
         self._tables = WeakTensorKeyDictionary()  # entry -> (addresses, the same on the device)
 
@@ -48,8 +49,9 @@ class FusedModel:
         return FusedModel, ()
 
     def forget(self) -> None:
-        """Drop the copy of the weights."""
+        """Drop the copy of the weights; kernels that failed get another chance."""
         self._weights = self._seen = None
+        self._failed = False
 
     def step_(
         self,
@@ -69,7 +71,11 @@ class FusedModel:
         if weights is None or table is None:
             return None
         launch = importlib.import_module("kssm.forecast.fused.kernel_launch")
-        return launch.step(weights, values, slots, dt, table)
+        try:
+            return launch.step(weights, values, slots, dt, table)
+        except Exception:
+            self._failed = True  # of a compiler or a driver: torch does what follows
+            raise
 
     def forecast(
         self, state: State, horizon: int, levels: tuple[float, ...], largest: float
@@ -93,7 +99,7 @@ class FusedModel:
     def current(self, model: SignalForecaster) -> Weights | None:
         """The copy of the model's weights; None where torch must do the work."""
         device = model.embed.weight.device
-        if model.training or device.type != "cuda" or not _can_run(device):
+        if self._failed or model.training or device.type != "cuda" or not _can_run(device):
             return None
         seen = versions_of(model)
         if seen != self._seen:
