@@ -64,9 +64,8 @@ def test_a_pair_turns_and_decays_as_the_equations_say() -> None:
     dt = 0.5
     softplus_inverse = [math.log(math.expm1(value)) for value in (2 * q / dt, dt)]
     one = torch.ones(1, 1, dtype=torch.float64)
-    parameters = MatrixParameters(
-        *(torch.tensor([value], dtype=torch.float64) for value in softplus_inverse), 2 * v * one
-    )
+    alpha_bias, dt_bias = (torch.tensor([value], dtype=torch.float64) for value in softplus_inverse)
+    parameters = MatrixParameters(alpha_bias, dt_bias, 2 * v * one)
     zeros = torch.zeros(1, tokens, 1, dtype=torch.float64)
     x = torch.zeros(1, tokens, 1, 1, dtype=torch.float64)
     x[0, 0] = 3.0
@@ -136,7 +135,7 @@ def test_no_state_grows(alpha: float, dt: float, omega: float, rate: float, fact
 
     parameters = MatrixParameters(one(0.0), one(0.0), one(rate).unsqueeze(0))
     token: Any = (one(alpha).unsqueeze(0), one(dt).unsqueeze(0), one(omega).view(1, 1, 1))
-    gates = compute_gates(*token, one(factor), parameters)
+    gates = compute_gates(*token, factor=one(factor), parameters=parameters)
     assert gates.log_decay.item() <= 0
     assert 0 <= gates.gain.item() < math.inf
     assert abs(gates.half_angle.item()) <= math.pi / 2 + 1e-6
