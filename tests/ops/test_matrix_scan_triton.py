@@ -113,3 +113,13 @@ def test_long_rows(dtype: torch.dtype, limit: float) -> None:
     )
     for actual, expected in pairs:
         assert relative_error(actual, expected) <= limit
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize(("values", "pairs"), [(64, 32), (64, 64), (128, 64)])
+@pytest.mark.parametrize("options", [False, True])
+def test_every_build_has_the_right_gradients(values: int, pairs: int, options: bool) -> None:
+    problem = make_problem(2, 1000, 4, values, 2, pairs, options=options)
+    for walk in tuned(torch.bfloat16, values, 2 * pairs).walks:
+        assert_close(problem, torch.bfloat16, walks=(walk,))
