@@ -8,6 +8,7 @@ the ratio of a thinned copy's loss to the loss of the row itself over the same b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Final
 
@@ -110,16 +111,24 @@ def weights(sums: Tensor, factors: Sequence[int], horizon: int, direct: int) -> 
     ratio = torch.where(sums[..., 2] > 0, ratio, 1.0)
     ratio = torch.cat([torch.ones_like(ratio[:, :1]), ratio], dim=1)
     excess = (ratio - 1.0) / ratio.amin(1, keepdim=True)
-    ahead = torch.arange(1, horizon + 1, device=sums.device, dtype=sums.dtype)
-    far = ((ahead - direct / 8) / (direct / 4)).clamp(0.0, 1.0)
-    excess = excess[..., :1] * (1.0 - far) + excess[..., 1:] * far
+    far, beyond = _reach(tuple(factors), horizon, direct, sums.device)
+    excess = torch.lerp(excess[..., :1], excess[..., 1:], far)
     blocks = sums[..., 2].amin(-1)
     doubt = DOUBT * DOUBT_BLOCKS / (DOUBT_BLOCKS + blocks)
     doubt = torch.where(blocks > 0, doubt, torch.inf)
     doubt = torch.cat([torch.zeros_like(doubt[:, :1]), doubt], dim=1)
-    reach = torch.tensor([1, *factors], device=sums.device, dtype=sums.dtype) * direct
-    beyond = torch.log((ahead / reach.unsqueeze(1)).clamp_min(1.0))
     return torch.softmax(-SHARPNESS * excess - doubt.unsqueeze(-1) - beyond, dim=1)
+
+
+@functools.lru_cache(maxsize=256)
+def _reach(
+    factors: tuple[int, ...], horizon: int, direct: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """How far each step ahead counts as far [horizon], and what rolling out costs [R, horizon]."""
+    ahead = torch.arange(1, horizon + 1, device=device, dtype=torch.float64)
+    reach = torch.tensor([1, *factors], device=device, dtype=torch.float64) * direct
+    far = ((ahead - direct / 8) / (direct / 4)).clamp(0.0, 1.0)
+    return far, torch.log((ahead / reach.unsqueeze(1)).clamp_min(1.0))
 
 
 def narrowing(shares: Tensor) -> Tensor:

@@ -122,23 +122,33 @@ class MultiResolutionForecaster(SignalForecaster):
         """As ``SignalForecaster.step_``."""
         output = super().step_(values, arena, slots, dt)
         rows = slots.clamp_min(0)
-        live = output.healthy
-        position = _clock(arena)[rows] % self._block
-        kept = torch.where(scaler.is_visible(values), values, ABSENT)
-        steps = torch.ones_like(values) if dt is None else dt.double()
-        pair = torch.stack([kept, steps], dim=-1)
-        old = arena["block"][rows, :, position]
-        arena["block"][rows, :, position] = torch.where(live.unsqueeze(-1), pair, old)
-        arena["clock"][rows, 0] += live.double()
-        due = torch.where(live, position + 1, 1)
+        ended = self._take(values, dt, arena, rows, output.healthy)
         for factor in self.config.thinning:
-            index = (due % factor == 0).nonzero().squeeze(1)
-            if len(index):
-                self._step_copy(arena, slots[index], factor, position[index] // factor)
-        index = (due == self._block).nonzero().squeeze(1)
-        if len(index):
-            self._end_block(arena, rows[index])
+            due = [i for i, position in enumerate(ended) if position and position % factor == 0]
+            if due:
+                run = torch.tensor([ended[i] // factor - 1 for i in due], device=rows.device)
+                self._step_copy(arena, slots[due], factor, run)
+        full = [i for i, position in enumerate(ended) if position == self._block]
+        if full:
+            self._end_block(arena, rows[full])
         return output
+
+    def _take(
+        self, values: Tensor, dt: Tensor | None, arena: State, rows: Tensor, healthy: Tensor
+    ) -> list[int]:
+        """Put the samples of healthy rows into their blocks; how many each block holds now.
+
+        Rows that are not healthy hold what they held: 0 here.
+        """
+        clock = arena["clock"]
+        before = clock[rows, 0]
+        position = before.long() % self._block
+        kept = torch.where(scaler.is_visible(values), values, ABSENT)
+        block = arena["block"]
+        block[rows, 0, position] = torch.where(healthy, kept, 0.0)
+        block[rows, 1, position] = healthy.double() if dt is None else dt.double() * healthy
+        clock[rows, 0] = before + healthy
+        return torch.where(healthy, position + 1, 0).tolist()
 
     def forecast_entries(self, horizon: int) -> Collection[str]:
         """The state entries that ``forecast`` reads."""

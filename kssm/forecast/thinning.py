@@ -6,6 +6,8 @@ samples of the row: unlike a mean over the run, their spread is the row's own.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -71,14 +73,22 @@ def on_own_grid(coarse: Tensor, factor: int, age: Tensor, anchor: Tensor, horizo
     Returns:
         [..., horizon, Q].
     """
-    lead = torch.arange(1, horizon + 1, device=coarse.device) + age.unsqueeze(-1)
-    right = (lead + factor - 1) // factor - 1
-    left_at = torch.maximum(right * factor, age.unsqueeze(-1))
-    share = (lead - left_at) / ((right + 1) * factor - left_at)
+    right, share = _places(factor, horizon, coarse.device)
+    right, share = right[age], share[age].unsqueeze(-1)
     start = anchor[..., None, None].expand(*anchor.shape, 1, coarse.shape[-1])
     points = torch.cat([start, coarse], dim=-2)
-    after = _pick(points, right + 1)
-    return torch.lerp(_pick(points, right), after, share.unsqueeze(-1).to(points.dtype))
+    return torch.lerp(_pick(points, right), _pick(points, right + 1), share)
+
+
+@functools.lru_cache(maxsize=256)
+def _places(factor: int, horizon: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For every age [factor, horizon]: the point before each sample ahead (0 is now), and how far
+    the sample lies from it to the next."""
+    age = torch.arange(factor, device=device).unsqueeze(1)
+    lead = torch.arange(1, horizon + 1, device=device) + age
+    right = (lead + factor - 1) // factor - 1
+    left_at = torch.maximum(right * factor, age)
+    return right, (lead - left_at) / ((right + 1) * factor - left_at).double()
 
 
 def _pick(points: Tensor, index: Tensor) -> Tensor:
