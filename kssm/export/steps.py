@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kssm.errors import InvalidInputError
 from kssm.export.packing import Layout
 from kssm.forecast import SignalForecaster, scaler
 from kssm.forecast.forecaster import MAX_NORMALISED
+from kssm.forecast.resolutions import at_one_resolution
 from kssm.language import LanguageModel
 from kssm.models import SequenceModel
 
@@ -64,17 +64,18 @@ class LanguageStep(nn.Module):
 
 
 class ForecasterStep(nn.Module):
-    """One sample for each of N rows of a forecaster, scaler and head included."""
+    """One sample for each of N rows of a forecaster, scaler and head included.
+
+    Thinned copies stay behind: the step is that of the row itself.
+    """
 
     inputs = ("values", "dt")
     outputs = ("quantiles", "tail", "healthy")
 
     def __init__(self, forecaster: SignalForecaster) -> None:
         super().__init__()
-        if forecaster.config.thinning:
-            raise InvalidInputError("thinned copies are not exported", "export_unsupported")
-        self.forecaster = forecaster
-        self.layout = Layout.of(forecaster.state_spec())
+        self.forecaster = at_one_resolution(forecaster)
+        self.layout = Layout.of(self.forecaster.state_spec())
 
     def forward(self, values: Tensor, dt: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Advance all rows.

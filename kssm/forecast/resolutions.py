@@ -9,6 +9,7 @@ the resolutions; a forecast is the weighted mean of their quantiles.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import NamedTuple
 
@@ -42,6 +43,16 @@ Reading = tuple[Tensor, Tensor]
 def build_forecaster(config: ForecasterConfig) -> SignalForecaster:
     """The forecaster that ``config`` describes, with fresh weights."""
     return MultiResolutionForecaster(config) if config.thinning else SignalForecaster(config)
+
+
+def at_one_resolution(forecaster: SignalForecaster) -> SignalForecaster:
+    """A forecaster with the same weights (shared) that reads no thinned copies."""
+    config = replace(forecaster.config, thinning=())
+    with torch.device("meta"):
+        single = SignalForecaster(config)
+    single.embed, single.head = forecaster.embed, forecaster.head
+    single.backbone = forecaster.backbone
+    return single.train(forecaster.training)
 
 
 class _Cut(NamedTuple):

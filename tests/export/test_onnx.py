@@ -16,6 +16,7 @@ from kssm.errors import InvalidInputError
 from kssm.export import Layout, export_onnx
 from kssm.export import onnx as export_module
 from kssm.export.decompositions import asinh, erfc, sinh
+from kssm.export.steps import ForecasterStep
 from kssm.forecast import SignalForecaster
 from kssm.forecast.distribution import LEVELS
 from kssm.forecast.testing import tiny_forecaster
@@ -150,6 +151,17 @@ def test_packing_is_undone_by_unpacking(forecaster: SignalForecaster) -> None:
     assert all(torch.equal(back[key], state[key]) for key in state)
     back["scaler"].zero_()
     assert not packed[0].eq(0).any()
+
+
+def test_thinned_copies_stay_behind() -> None:
+    thinned, plain = tiny_forecaster(thinning=(4, 16)), tiny_forecaster()
+    step, own = ForecasterStep(thinned.eval()), ForecasterStep(plain.eval())
+    assert step.layout.tensors == own.layout.tensors
+    values = torch.tensor([1.0, 2.5], dtype=torch.float64)
+    state = own.layout.pack(plain.initial_state(2))
+    results = [s(values, torch.ones_like(values), *state) for s in (step, own)]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def test_complex_arithmetic_is_refused(tmp_path: Path) -> None:
