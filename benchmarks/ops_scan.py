@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, shape, kind in itertools.product(names, shapes, PASSES):
         if time.monotonic() < end:
             rows.append(measure(name, kind, Case(*shape, device), copy, options.repeats))
+            print(table(rows[-1:]), flush=True)
     rows.sort(key=lambda row: [str(row[key]) for key in ("tokens", "batch", "pass")])
     print(table(rows))
     finish("ops_scan", device, rows, save=options.save)
@@ -79,7 +80,7 @@ def contender(
         return ms, peak_bytes(run, case), ""
     except ImportError as error:
         return None, None, f"not installed: {error.name}"
-    except Exception as error:  # a peer may fail in ways of its own
+    except Exception as error:  # noqa: BLE001 (a peer may fail in ways of its own)
         return None, None, f"{type(error).__name__}: {str(error)[:80]}"
     finally:
         if case.device.type == "cuda":
