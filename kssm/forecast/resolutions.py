@@ -47,9 +47,8 @@ def build_forecaster(config: ForecasterConfig) -> SignalForecaster:
 
 def at_one_resolution(forecaster: SignalForecaster) -> SignalForecaster:
     """A forecaster with the same weights (shared) that reads no thinned copies."""
-    config = replace(forecaster.config, thinning=())
-    with torch.device("meta"):
-        single = SignalForecaster(config)
+    with torch.random.fork_rng(devices=[]):
+        single = SignalForecaster(replace(forecaster.config, thinning=()))
     single.embed, single.head = forecaster.embed, forecaster.head
     single.backbone = forecaster.backbone
     return single.train(forecaster.training)
