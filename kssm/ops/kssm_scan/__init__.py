@@ -34,6 +34,7 @@ from kssm.ops.kssm_scan.gates import ScanParameters
 from kssm.ops.kssm_scan.packed import check_offsets, scan_packed
 from kssm.ops.kssm_scan.reference import scan_reference
 from kssm.ops.kssm_scan.step import step_torch_
+from kssm.ops.kssm_scan.trial import kernels_hold
 
 __all__ = ["Backend", "ScanParameters", "kssm_scan", "kssm_step_"]
 
@@ -183,7 +184,9 @@ def _choose(backend: Backend | None, x: Tensor, tokens: int) -> Backend:
     """The backend asked for, or the fastest that can take ``x``."""
     if backend is None:
         if x.is_cuda and x.dtype != torch.float64 and _triton_installed():
-            return "triton"
+            learning = torch.is_grad_enabled() and x.requires_grad
+            if tokens == 1 or kernels_hold(x.device, x.dtype, learning):
+                return "triton"
         return "chunked" if tokens > _SHORT else "reference"
     if backend not in ("reference", "chunked", "triton"):
         raise InvalidInputError(f"unknown backend {backend!r}", code="unknown_backend")
