@@ -8,25 +8,38 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ops, report
+from benchmarks import ops, ops_scan, report
+from benchmarks.peers_scan import Case
 
 CPU = torch.device("cpu")
 
 
-def test_a_shape_gives_a_row_a_pass() -> None:
-    rows = ops.measure_shape((1, 8, 4), CPU, copy=1e9, repeats=1)
-    assert [row["pass"] for row in rows] == ["forward", "both"]
-    for row in rows:
-        assert (row["batch"], row["tokens"], row["channels"]) == (1, 8, 4)
-        assert isinstance(row["share_of_copy"], float)
+@pytest.mark.parametrize("kind", ops_scan.PASSES)
+def test_a_shape_gives_a_row(kind: str) -> None:
+    row = ops_scan.measure("ours", kind, Case(1, 8, 4, CPU), copy=1e9, repeats=1)
+    assert row["problem"] == ""
+    assert (row["batch"], row["tokens"], row["channels"]) == (1, 8, 4)
+    assert isinstance(row["share_of_copy"], float)
+
+
+def test_a_peer_that_is_not_there_is_named_and_not_measured() -> None:
+    row = ops_scan.measure("accelerated_scan", "forward", Case(1, 8, 4, CPU), 1e9, 1)
+    assert row["ms"] is None
+    assert row["problem"]
 
 
 def test_bytes_count_inputs_and_outputs_once_a_pass() -> None:
-    case = ops.Case((2, 8, 64), CPU)
+    case = Case(2, 8, 64, CPU)
     element = 2 * 8 * 64 * 2
     b = 2 * 2 * 8 * 1 * 2
-    assert case.forward_bytes == 5 * element + b
-    assert case.both_bytes == 14 * element + 3 * b
+    assert ops_scan.counted_bytes(case, "forward") == 5 * element + b
+    assert ops_scan.counted_bytes(case, "both") == 14 * element + 3 * b
+
+
+def test_only_known_sections_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ops.main(["nothing"])
+    assert "no section nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("save", [False, True])

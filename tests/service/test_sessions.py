@@ -36,6 +36,17 @@ def apply(session, seq: int) -> Reply:
     return session.commit(admitted, result())
 
 
+def admitted_by(session, sent: Frame) -> Admitted:
+    admitted = session.admit(sent)
+    assert isinstance(admitted, Admitted)
+    return admitted
+
+
+def steps(admitted: Admitted) -> list[float]:
+    assert admitted.dt is not None
+    return admitted.dt.tolist()
+
+
 def fresh(**settings):
     return new_session("s", "t", SessionSettings(**settings))
 
@@ -179,17 +190,17 @@ def test_samples_that_come_too_soon_are_not_read():
     session = fresh(sample_interval=1.0)
     stamps = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
     values = tuple((float(i),) for i in range(6))
-    admitted = session.admit(frame(0, values, np.array(stamps)))
+    admitted = admitted_by(session, frame(0, values, np.array(stamps)))
     assert admitted.values[:, 0].tolist() == [0.0, 4.0]
-    assert admitted.dt.tolist() == [1.0, 1.0]
+    assert steps(admitted) == [1.0, 1.0]
     assert admitted.clock == Clock(1.0, 1.25, 0.25)
     session.commit(admitted, None)
-    nothing = session.admit(frame(1, ((6.0,),), np.array([1.5])))
+    nothing = admitted_by(session, frame(1, ((6.0,),), np.array([1.5])))
     assert nothing.values.shape == (0, 1)
     session.commit(nothing, None)
-    late = session.admit(frame(2, ((7.0,),), np.array([2.5])))
-    assert late.dt.tolist() == [1.5]
-    untimed = session.admit(frame(2, ((7.0,),)))
+    late = admitted_by(session, frame(2, ((7.0,),), np.array([2.5])))
+    assert steps(late) == [1.5]
+    untimed = admitted_by(session, frame(2, ((7.0,),)))
     assert (len(untimed.values), untimed.clock.elapsed) == (1, 0.0)
 
 
