@@ -70,7 +70,7 @@ class Service:
         model = model_name(self.settings)
         manager = SessionManager(self.settings, model, self._engine, self._store, key)
         await manager.start()
-        self._engine.start()
+        await asyncio.to_thread(self._engine.start)  # captures graphs first on a GPU
         self._manager = manager
         self._texts = TextManager(self.settings, manager, self._engine)
         self._expiry = asyncio.create_task(self._expire(self.settings.session_ttl_s))
