@@ -21,7 +21,8 @@ REPORT = Report(
 def test_the_line_holds_the_figures_and_their_ratio():
     line = json.loads(REPORT.as_line())
     assert line["benchmark"] == "service"
-    assert line["options"] == {"model": "m", "device": "cpu", "sessions": 2, "frames": 10}
+    options = {"model": "m", "device": "cpu", "sessions": 2, "frames": 10, "weights": None}
+    assert line["options"] == options
     assert line["ratio"] == 3
     assert line["ratio_binary"] == 2.5
     assert line["model"] == {"p50_us": 100, "p99_us": 200}

@@ -1,16 +1,10 @@
-"""Fixtures of the compiled code's tests, and Triton without a GPU."""
+"""Fixtures of the compiled code's tests."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
-import torch
 
 from kssm.forecast.native import build, library
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="module", params=["best", "avx2"])

@@ -1,16 +1,12 @@
-"""Fixtures for the operations: Triton without a GPU, and poisoned memory."""
+"""Fixtures for the operations: poisoned memory."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture
