@@ -291,6 +291,42 @@ def test_extreme_inputs_stay_finite(model: SequenceModel, x: Tensor, scale: floa
     assert all(torch.isfinite(entry).all() for entry in state.values())
 
 
+def signal(pattern: str, tokens: int) -> Tensor:
+    """[tokens] that a running model must bear: a constant, a jump, alternation, spikes."""
+    time = torch.arange(tokens)
+    values = {
+        "constant": torch.full((tokens,), 3.0),
+        "jump": torch.where(time < tokens // 2, 0.0, 1e6),
+        "alternating": 1e3 * (1.0 - 2.0 * (time % 2)),
+        "spikes": torch.where(time % 97 == 0, 1e30, 0.0),
+    }
+    return values[pattern]
+
+
+@pytest.mark.parametrize("pattern", ["constant", "jump", "alternating", "spikes"])
+def test_lasting_patterns_stay_finite(model: SequenceModel, pattern: str) -> None:
+    dtype = next(model.parameters()).dtype
+    x = signal(pattern, 2000).to(next(model.parameters()).device, dtype)
+    y, state = model(x[None, :, None].expand(1, -1, model.d_model))
+    assert torch.isfinite(y).all()
+    assert all(torch.isfinite(entry).all() for entry in state.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_million_samples_stay_finite(build: Callable[[], SequenceModel], device: str) -> None:
+    torch.manual_seed(0)
+    model = build().eval().requires_grad_(False).to(device)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 10_000, model.d_model, generator=generator).to(device)
+    state = None
+    for _ in range(100):
+        y, state = model(x, state)
+        assert torch.isfinite(y).all()
+    assert state is not None
+    assert all(torch.isfinite(entry).all() for entry in state.values())
+
+
 def test_shapes_are_checked(model: SequenceModel, x: Tensor) -> None:
     with pytest.raises(InvalidInputError) as error:
         model(x[..., :-1])
