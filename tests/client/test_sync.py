@@ -28,11 +28,8 @@ def test_every_call(threaded_server: FakeServer) -> None:
 def test_a_stream_survives_a_cut(threaded_server: FakeServer) -> None:
     with connect(threaded_server.url, backoff=QUICK) as client:
         session = client.create_session()
-        seqs: list[int] = []
-        for forecast in session.stream(np.arange(60.0)):
-            seqs.append(forecast.seq)
-            if len(seqs) == 20:
-                threaded_server.swallow = 10
+        threaded_server.swallow = 30
+        seqs = [forecast.seq for forecast in session.stream(np.arange(60.0))]
     assert seqs == list(range(60))
     assert threaded_server.connections == 2
 
