@@ -89,7 +89,7 @@ class MultiResolutionForecaster(SignalForecaster):
         return {
             **single,
             **{
-                f"every{factor}.{name}": entry
+                _entry(factor, name): entry
                 for factor in self.config.thinning
                 for name, entry in single.items()
             },
@@ -121,7 +121,7 @@ class MultiResolutionForecaster(SignalForecaster):
             x, d, own_ends, picks = self._thinned(cut, factor, values, dt)
             own_tail, own, reading = self._read_along(x, part, own_ends, d, picks)
             readings.append(reading)
-            new |= own if factor == 1 else {f"every{factor}.{n}": t for n, t in own.items()}
+            new |= own if factor == 1 else {_entry(factor, n): t for n, t in own.items()}
             tail = own_tail if factor == 1 else tail
         return PrefillOutput({**new, **self._judge_blocks(cut, readings, state)}, tail)
 
@@ -165,7 +165,7 @@ class MultiResolutionForecaster(SignalForecaster):
         names = [*super().forecast_entries(horizon), "clock", "contest"]
         for factor in self.config.thinning:
             own = super().forecast_entries(coarse_length(horizon, factor))
-            names += [f"every{factor}.{name}" for name in own]
+            names += [_entry(factor, name) for name in own]
         return names
 
     @torch.inference_mode()
@@ -312,9 +312,14 @@ class MultiResolutionForecaster(SignalForecaster):
         return contest.fold(sums, *contest.judge(samples, forecasts, scales), seen, mature)
 
 
+def _entry(factor: int, name: str) -> str:
+    """What a copy's entry is called in the row's state."""
+    return f"every{factor}.{name}"
+
+
 def _part(state: State, factor: int) -> State:
     """The entries of one copy, under the names of a single resolution."""
-    prefix = f"every{factor}."
+    prefix = _entry(factor, "")
     return {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
 
 

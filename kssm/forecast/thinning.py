@@ -92,5 +92,4 @@ def _places(factor: int, horizon: int, device: torch.device) -> tuple[Tensor, Te
 
 
 def _pick(points: Tensor, index: Tensor) -> Tensor:
-    wide = index.unsqueeze(-1).expand(*index.shape, points.shape[-1])
-    return points.gather(-2, wide.expand(*points.shape[:-2], *wide.shape[-2:]))
+    return points.gather(-2, index.unsqueeze(-1).expand(*index.shape, points.shape[-1]))
