@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from kssm.forecast.fused.weights import Sizes, Weights, can_pack, kind_for, versions_of
+from kssm.ops.launch import triton_installed
 
 if TYPE_CHECKING:
     from kssm.forecast.forecaster import SignalForecaster
@@ -86,7 +86,7 @@ class FusedModel:
         """
         forecast, stats = state["forecast"], state["scaler"]
         known = forecast.is_contiguous() and stats.is_contiguous() and len(stats) > 0
-        if horizon > forecast.shape[1] or not (forecast.is_cuda and known and _triton_installed()):
+        if horizon > forecast.shape[1] or not (forecast.is_cuda and known and triton_installed()):
             return None
         reading = importlib.import_module("kssm.forecast.fused.kernel_read")
         weights = self._levels.get(levels)
@@ -127,9 +127,4 @@ class FusedModel:
 @functools.cache
 def _can_run(device: torch.device) -> bool:
     """Whether the GPU has what the kernels use: dependent launches, 200 kB of shared memory."""
-    return torch.cuda.get_device_capability(device)[0] in (9, 10) and _triton_installed()
-
-
-@functools.cache
-def _triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return torch.cuda.get_device_capability(device)[0] in (9, 10) and triton_installed()

@@ -11,9 +11,7 @@ has the derivation and the kernels' design.
 
 from __future__ import annotations
 
-import functools
 import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Literal
 
@@ -35,6 +33,7 @@ from kssm.ops.kssm_scan.packed import check_offsets, scan_packed
 from kssm.ops.kssm_scan.reference import scan_reference
 from kssm.ops.kssm_scan.step import step_torch_
 from kssm.ops.kssm_scan.trial import kernels_hold
+from kssm.ops.launch import triton_installed
 
 __all__ = ["Backend", "ScanParameters", "kssm_scan", "kssm_step_"]
 
@@ -183,7 +182,7 @@ def _step_(
 def _choose(backend: Backend | None, x: Tensor, tokens: int) -> Backend:
     """The backend asked for, or the fastest that can take ``x``."""
     if backend is None:
-        if x.is_cuda and x.dtype != torch.float64 and _triton_installed():
+        if x.is_cuda and x.dtype != torch.float64 and triton_installed():
             learning = torch.is_grad_enabled() and x.requires_grad
             if tokens == 1 or kernels_hold(x.device, x.dtype, learning):
                 return "triton"
@@ -192,7 +191,7 @@ def _choose(backend: Backend | None, x: Tensor, tokens: int) -> Backend:
         raise InvalidInputError(f"unknown backend {backend!r}", code="unknown_backend")
     if backend == "triton":
         check_dtype("x", x, (torch.bfloat16, torch.float16, torch.float32))
-        if not _triton_installed():
+        if not triton_installed():
             raise InvalidInputError("triton is not installed", code="backend_unavailable")
     return backend
 
@@ -204,8 +203,3 @@ def _scan_implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor
     if backend == "chunked":
         return scan_chunked
     return importlib.import_module("kssm.ops.kssm_scan.kernel").scan_triton
-
-
-@functools.cache
-def _triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
