@@ -119,14 +119,32 @@ def mamba3(case: Case) -> Contender:
 def simple_gla(case: Case) -> Contender:
     """flash-linear-attention's scan with one decay a head, and queries and keys of its own."""
     module: Any = importlib.import_module("fla.ops.simple_gla")
-
-    def scan(*inputs: Tensor) -> Tensor:
-        q, k, v, g = inputs
-        return module.chunk_simple_gla(q, k, v, g)[0]
-
-    keys = [case.draw(case.heads, case.width) for _ in range(2)]
     decay = -0.1 * torch.rand(case.batch, case.tokens, case.heads, device=case.device)
-    return Contender(scan, (*keys, case.draw(case.heads, case.values), decay))
+    return _attention(case, module.chunk_simple_gla, decay)
+
+
+def gla(case: Case) -> Contender:
+    """flash-linear-attention's gated linear attention: a decay for every key of a head."""
+    module: Any = importlib.import_module("fla.ops.gla")
+    return _attention(case, module.chunk_gla, _decays(case))
+
+
+def rwkv6(case: Case) -> Contender:
+    """flash-linear-attention's RWKV-6: a decay for every key, and a bonus for the token's own."""
+    module: Any = importlib.import_module("fla.ops.rwkv6")
+    bonus = torch.randn(case.heads, case.width, device=case.device, dtype=torch.bfloat16)
+    return _attention(case, module.chunk_rwkv6, _decays(case), bonus)
+
+
+def _decays(case: Case) -> Tensor:
+    return (-0.1 * case.draw(case.heads, case.width, dtype=torch.float32).abs()).bfloat16()
+
+
+def _attention(case: Case, op: Callable[..., Any], *gates: Tensor) -> Contender:
+    """flash-linear-attention's order: queries, keys, values, gates."""
+    keys = [case.draw(case.heads, case.width) for _ in range(2)]
+    values = case.draw(case.heads, case.values)
+    return Contender(lambda *inputs: op(*inputs)[0], (*keys, values, *gates))
 
 
 CONTENDERS: dict[str, Callable[[Case], Contender]] = {
@@ -134,4 +152,6 @@ CONTENDERS: dict[str, Callable[[Case], Contender]] = {
     "ssd": ssd,
     "mamba3": mamba3,
     "simple_gla": simple_gla,
+    "gla": gla,
+    "rwkv6": rwkv6,
 }

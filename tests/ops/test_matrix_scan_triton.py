@@ -95,6 +95,14 @@ def test_rows_know_nothing_of_each_other() -> None:
     assert torch.equal(last[0], final[0])
 
 
+def test_phases_of_long_rows_do_not_drift() -> None:
+    problem = make_problem(1, 2048, 1, 16, 1, 8, slow=-60.0).to(torch.float32, DEVICE)
+    problem = replace(problem, lengths=None, token_dt=None)
+    problem.inputs[0].zero_()
+    exact = problem.to(torch.float64, DEVICE)
+    assert relative_error(problem.run("triton")[1], exact.run("chunked")[1]) <= 5e-7
+
+
 def test_held_rows_keep_every_bit() -> None:
     problem = make_problem(tokens=40).to(torch.float32, DEVICE)
     still = replace(problem, token_dt=torch.zeros_like(problem.token_dt))
