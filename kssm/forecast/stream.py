@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from kssm.errors import InvalidInputError
-from kssm.forecast.anomaly import Alarm, AnomalyMonitor, level_tail, score_from_tail
+from kssm.forecast.anomaly import Alarm, AnomalyMonitor, score_from_tail
 from kssm.forecast.forecaster import SignalForecaster
 from kssm.forecast.gaps import bridge, thin
 
@@ -32,6 +32,8 @@ class Stream:
     def push(self, values: ArrayLike, dt: float = 1.0) -> NDArray[np.float64]:
         """Take one sample a channel (NaN = missing); returns its anomaly scores [channels].
 
+        A score is -log10 of the sample's calibrated tail probability (``alarm.probability``).
+
         Args:
             values: [channels], or a number for a single channel.
             dt: time since the previous sample in nominal intervals; longer gaps are bridged with
@@ -48,21 +50,18 @@ class Stream:
             raise InvalidInputError("a sample must be finite or NaN", code="non_finite_value")
         if not 0 < dt < float("inf"):
             raise InvalidInputError("dt must be positive and finite", code="invalid_timestamps")
-        tail = np.full(self.channels, np.nan)
         self.alarm = _no_alarm(self.channels)
         read, steps, self._elapsed = thin(np.array([dt]), self._elapsed)
         for token, step in zip(*bridge(sample[None][read], steps), strict=True):
-            tail = self._step(token, step)
-        return score_from_tail(tail)
+            self.alarm = self._step(token, step)
+        return score_from_tail(self.alarm.probability)
 
-    def _step(self, token: NDArray[np.float64], step: float) -> NDArray[np.float64]:
+    def _step(self, token: NDArray[np.float64], step: float) -> Alarm:
         device = self._model.device
         steps = torch.full((self.channels,), step, dtype=torch.float64, device=device)
         x = torch.from_numpy(token).to(device)
-        level = level_tail(x, self._arena["scaler"][self._slots])
         tail = self._model.step_(x, self._arena, self._slots, steps).tail.cpu().numpy()
-        self.alarm = self._monitor.update(tail, level.cpu().numpy())
-        return tail
+        return self._monitor.update(token, tail)
 
     def forecast(
         self, horizon: int = 24, levels: Sequence[float] = (0.1, 0.5, 0.9)

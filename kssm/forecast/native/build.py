@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SOURCES = (
     *("native.c", "block.h", "integer.h", "lanes.h", "linear.h", "maths.h", "matrix.h"),
-    *("model.h", "prefill.h", "signal.h", "step.h", "tile.h"),
+    *("model.h", "monitor.h", "prefill.h", "signal.h", "step.h", "tile.h"),
 )
 # No -ffast-math: the code tells NaN and infinity from numbers.
 FLAGS = (

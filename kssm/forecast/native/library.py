@@ -62,6 +62,16 @@ class Series(ctypes.Structure):
     )
 
 
+class Watched(ctypes.Structure):
+    """Mirrors ``Watched`` in monitor.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("count", "tokens")),
+        *((name, ctypes.c_void_p) for name in ("slots", "values", "tail", "monitors")),
+        *((name, ctypes.c_void_p) for name in ("probability", "surprise")),
+    )
+
+
 class Library:
     """The compiled functions; calls release Python's global lock."""
 
@@ -76,6 +86,9 @@ class Library:
         self._step.argtypes = (*common, to(Samples))
         self._prefill = loaded.kssm_prefill
         self._prefill.argtypes = (*common, count, count, to(Series))
+        self._watch = loaded.kssm_watch
+        self._watch.argtypes = (to(Watched),)
+        self._watch.restype = None
 
     def packed_size(self, sizes: Sizes) -> int:
         """Bytes that the packed weights take."""
@@ -94,6 +107,10 @@ class Library:
     ) -> None:
         """Advance the arena's ``rows`` by all their samples."""
         _check(self._prefill(sizes, packed, arena, rows.start, rows.stop, series))
+
+    def watch(self, watched: Watched) -> None:
+        """Bring anomaly monitors forward."""
+        self._watch(watched)
 
 
 def _check(code: int) -> None:

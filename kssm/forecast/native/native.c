@@ -3,6 +3,7 @@
  * Built by build.py, called by library.py. No globals, no I/O, reentrant. One translation unit,
  * so that step and prefill run the same instructions and give the same bits.
  */
+#include "monitor.h"
 #include "prefill.h"
 #include "step.h"
 
@@ -44,3 +45,6 @@ EXPORT int kssm_prefill(const Sizes *s, char *weights, const Arena *arena, int64
     free(space.memory);
     return DONE;
 }
+
+/* Brings the monitors of some rows forward by their samples. */
+EXPORT void kssm_watch(const Watched *watched) { watch_all(watched); }
