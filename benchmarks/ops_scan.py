@@ -5,7 +5,8 @@
 ``share_of_copy`` is the time that a copy of the counted bytes would take, over the time taken.
 Counted for forward: each input read once, y written once; for forward and backward: that, then
 inputs and the gradient of y read once and the gradients written once. What a pass keeps or reads
-twice is its own cost. Peers that are not installed are left out.
+twice is its own cost. Times are the device's alone (see gpu_time.py). Peers that are not installed
+are left out.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from benchmarks.models import median_ms
+from benchmarks.gpu_time import queued_ms
 from benchmarks.ops_plot import draw_scan
 from benchmarks.peers_scan import CONTENDERS, Case
 from benchmarks.report import Row, finish, table
 
-GPU_SHAPES = ((64, 4096, 1024), (8, 4096, 1024), (1, 65_536, 1024))
+GPU_SHAPES = ((64, 4096, 1024), (8, 4096, 1024), (1, 65_536, 1024), (256, 512, 512))
 CPU_SHAPES = ((1, 512, 64), (8, 512, 64))
 PASSES = ("forward", "both")
 
@@ -76,7 +77,7 @@ def contender(
     try:
         found = CONTENDERS[name](case)
         run = found.forward() if kind == "forward" else found.both()
-        ms = median_ms(run, case.device, repeats, queued=3)
+        ms = queued_ms(run, case.device, repeats)
         return ms, peak_bytes(run, case), ""
     except ImportError as error:
         return None, None, f"not installed: {error.name}"
@@ -111,7 +112,7 @@ def copy_rate(device: torch.device, repeats: int) -> float:
     """Bytes a second of a large copy, reads and writes counted."""
     source = torch.empty(2**31 if device.type == "cuda" else 2**24, dtype=torch.uint8).to(device)
     target = torch.empty_like(source)
-    ms = median_ms(lambda: target.copy_(source), device, repeats)
+    ms = queued_ms(lambda: target.copy_(source), device, repeats)
     return 2 * source.nbytes / ms * 1e3
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.models import median_ms
+from benchmarks.gpu_time import queued_ms
 from benchmarks.ops_scan import copy_rate, counted_bytes
 from benchmarks.peers_scan import Case
 from benchmarks.report import Row, finish, table
@@ -29,7 +29,13 @@ from kssm.ops.kssm_scan.kernel_choice import BACKWARD_NAME, FORWARD_NAME, encode
 from kssm.ops.kssm_scan.kernel_cut import TileTuning, Tuning
 from kssm.ops.tuning import ShapeClass, save, user_file
 
-SHAPES = ((64, 4096, 1024), (8, 4096, 1024), (1, 65_536, 1024), (1, 4096, 1024))
+SHAPES = (
+    (64, 4096, 1024),
+    (8, 4096, 1024),
+    (1, 65_536, 1024),
+    (256, 512, 512),
+    (1, 4096, 1024),
+)
 ALWAYS_CUT = 10**6
 WALKS = (
     Tuning(block_d=512, warps=8, ahead=4, enough=0),
@@ -132,22 +138,21 @@ def runs(case: Case, kind: str, pair: Pair) -> Callable[[], object]:
 def time_ms(case: Case, kind: str, pair: Pair, repeats: int) -> float:
     """Median duration; infinite when the GPU cannot run it."""
     try:
-        return median_ms(runs(case, kind, pair), case.device, repeats, queued=3)
+        return queued_ms(runs(case, kind, pair), case.device, repeats)
     except RuntimeError:
         return float("inf")
 
 
 def compile_all(jobs: int) -> None:
     """Fill Triton's cache: every candidate on a small batch, in processes of their own."""
-    channels = SHAPES[0][2]
-    work: list[tuple[str, Pair]] = []
+    work: list[tuple[int, str, Pair]] = []
     for kind in ("forward", "both", "kept"):
-        for batch in (FEW, 1):
-            first, second = candidates(Case(batch, 1024, channels, torch.device("cuda")))
+        for rows, _, channels in SHAPES:
+            first, second = candidates(Case(rows, 1024, channels, torch.device("cuda")))
             if kind == "both":
-                work += [(kind, (WALKS[0], one_count(t))) for t in second]
+                work += [(channels, kind, (WALKS[0], one_count(t))) for t in second]
             else:
-                work += [(kind, (one_count(t), BACK[0])) for t in first]
+                work += [(channels, kind, (one_count(t), BACK[0])) for t in first]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         list(pool.map(compile_one, list(dict.fromkeys(work)), chunksize=1))
@@ -158,11 +163,11 @@ def one_count(tuning: Any) -> Any:
     return replace(tuning, wanted=16) if isinstance(tuning, Tuning) else tuning
 
 
-def compile_one(work: tuple[str, Pair]) -> None:
+def compile_one(work: tuple[int, str, Pair]) -> None:
     """Run one candidate once."""
-    case = Case(2, 1024, SHAPES[0][2], torch.device("cuda"))
+    channels, kind, pair = work
     with contextlib.suppress(RuntimeError):
-        runs(case, *work)()
+        runs(Case(2, 1024, channels, torch.device("cuda")), kind, pair)()
 
 
 def line(case: Case, kind: str, pair: Pair, ms: float, copy: float) -> Row:
