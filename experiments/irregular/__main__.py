@@ -159,9 +159,13 @@ def _faster(series: Floats, generator: np.random.Generator, factor: int) -> Samp
     return faster(series, factor)
 
 
-def _commit() -> str:
+def _commit() -> str | None:
     command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None  # not run from a repository
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":
