@@ -134,10 +134,9 @@ class Residency:
 
     def decode(self, session: Session, blob: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         """The tensors and strings of a signed state made for such a session. Raises StateError."""
-        forecaster = self._engine.forecaster
         return snapshot.decode(
             blob,
-            forecaster_spec=forecaster.state_spec(),
+            spec=self._engine.state_spec,
             fingerprint=self._engine.fingerprint,
             tenant=session.tenant,
             channels=session.settings.channels,

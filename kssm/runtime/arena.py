@@ -1,13 +1,13 @@
 """The state arena: every row's state in one tensor per state entry.
 
 Row 0 of each tensor is padding, for models to scribble on; rows 1 ... capacity are handed out as
-slots. A slot has a generation that grows when it is freed, so a handle kept too long is told
-apart from the slot's next owner.
+slots. What the engine itself knows of a row stays on the host. A slot has a generation that grows
+when it is freed, so a handle kept too long is told apart from the slot's next owner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,9 +32,10 @@ class Rows:
 class Arena:
     """Allocates, copies and frees state rows; not thread-safe, its owner is one thread.
 
-    ``initial`` is the state of one fresh row ([1, ...] per entry). The arena starts with
-    ``rows`` rows and doubles when they run out, up to ``max_rows``; growing replaces the tensors
-    of ``tensors`` and bumps ``version``.
+    ``initial`` is the state of one fresh row ([1, ...] per entry), ``host`` likewise of the
+    entries that no model sees: they are kept on the host. The arena starts with ``rows`` rows and
+    doubles when they run out, up to ``max_rows``; growing replaces the tensors of ``tensors`` and
+    bumps ``version``.
     """
 
     def __init__(
@@ -45,17 +46,20 @@ class Arena:
         rows: int,
         max_rows: int,
         device: torch.device | str = "cpu",
+        host: State | None = None,
     ) -> None:
         self._initial = {
             name: initial[name].detach().to(device, dtype).reshape(1, *shape).clone()
             for name, (shape, dtype) in spec.items()
         }
+        self._initial |= host or {}
         self._device = torch.device(device)
         self._max_rows = max_rows
         self._free: list[int] = []
         self._generations = np.zeros(1, dtype=np.int64)
         self._taken = np.zeros(1, dtype=np.bool_)
-        self.tensors: State = {name: row.clone() for name, row in self._initial.items()}
+        self.tensors: State = {name: self._initial[name].clone() for name in spec}
+        self.host: State = {name: row.clone() for name, row in (host or {}).items()}
         self.version = 0
         self._grow(min(rows, max_rows))
 
@@ -76,7 +80,7 @@ class Arena:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arena's tensors."""
+        """Bytes of the arena's tensors on the device."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def allocate(self, count: int) -> Rows:
@@ -94,34 +98,40 @@ class Arena:
     def free(self, rows: Rows) -> None:
         """Give rows back and zero them; their handles become stale."""
         slots = self.check(rows)
-        index = self.index(slots)
-        for tensor in self.tensors.values():
-            tensor.index_fill_(0, index, 0)
+        for tensors, index in self._tables(slots):
+            for tensor in tensors.values():
+                tensor.index_fill_(0, index, 0)
         self._generations[slots] += 1
         self._taken[slots] = False
         self._free.extend(slots[::-1].tolist())
 
     def reset(self, rows: Rows) -> None:
         """Make the rows fresh again."""
-        index = self.index(self.check(rows))
-        for name, tensor in self.tensors.items():
-            fresh = self._initial[name]
-            tensor.index_copy_(0, index, fresh.expand(len(rows), *fresh.shape[1:]))
+        for tensors, index in self._tables(self.check(rows)):
+            for name, tensor in tensors.items():
+                fresh = self._initial[name]
+                tensor.index_copy_(0, index, fresh.expand(len(rows), *fresh.shape[1:]))
 
     def gather(self, slots: Slots, names: Collection[str] | None = None) -> State:
-        """A copy of the state at ``slots`` (0 = the padding row), [len(slots), ...] per entry.
+        """A copy of the model's state at ``slots`` (0 = padding), [len(slots), ...] per entry.
 
-        ``names`` are the entries to copy, None = all.
+        ``names`` are the entries to copy, None = all of the model's.
         """
         index = self.index(slots)
         wanted = self.tensors if names is None else names
         return {name: self.tensors[name].index_select(0, index) for name in wanted}
 
+    def whole(self, slots: Slots) -> State:
+        """A copy of everything at ``slots``, the host's entries included."""
+        index = torch.from_numpy(slots)
+        kept = {name: tensor.index_select(0, index) for name, tensor in self.host.items()}
+        return {**self.gather(slots), **kept}
+
     def write(self, slots: Slots, state: State) -> None:
-        """Overwrite the state at ``slots`` with ``state`` ([len(slots), ...] per entry)."""
-        index = self.index(slots)
-        for name, tensor in self.tensors.items():
-            tensor.index_copy_(0, index, state[name])
+        """Overwrite entries at ``slots`` with those of ``state`` ([len(slots), ...] each)."""
+        for tensors, index in self._tables(slots):
+            for name in tensors.keys() & state.keys():
+                tensors[name].index_copy_(0, index, state[name])
 
     def check(self, rows: Rows) -> Slots:
         """The rows' slots; StateError ``stale_handle`` when they were freed meanwhile."""
@@ -138,6 +148,12 @@ class Arena:
             index = index.pin_memory()
         return index.to(self._device, non_blocking=True)
 
+    def _tables(self, slots: Slots) -> Iterator[tuple[State, Tensor]]:
+        """The entries of the device and of the host, each with the index that fits."""
+        yield self.tensors, self.index(slots)
+        if self.host:
+            yield self.host, torch.from_numpy(slots)
+
     def _reserve(self, count: int) -> None:
         needed = self.used + count
         if needed > self._max_rows:
@@ -153,18 +169,19 @@ class Arena:
     def _grow(self, capacity: int) -> None:
         old = self.capacity
         try:
-            grown = {name: self._extended(name, capacity) for name in self.tensors}
+            grown = {name: _extended(t, capacity) for name, t in self.tensors.items()}
+            host = {name: _extended(t, capacity) for name, t in self.host.items()}
         except RuntimeError as error:  # the device's memory ended before max_rows did
             raise CapacityError("no memory for more state rows", code="rows_exhausted") from error
-        self.tensors = grown
+        self.tensors, self.host = grown, host
         self.version += 1
         extra = capacity - old
         self._generations = np.concatenate([self._generations, np.zeros(extra, dtype=np.int64)])
         self._taken = np.concatenate([self._taken, np.zeros(extra, dtype=np.bool_)])
         self._free[:0] = range(capacity, old, -1)
 
-    def _extended(self, name: str, capacity: int) -> Tensor:
-        tensor = self.tensors[name]
-        grown = tensor.new_zeros((capacity + 1, *tensor.shape[1:]))
-        grown[: len(tensor)] = tensor
-        return grown
+
+def _extended(tensor: Tensor, capacity: int) -> Tensor:
+    grown = tensor.new_zeros((capacity + 1, *tensor.shape[1:]))
+    grown[: len(tensor)] = tensor
+    return grown

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from kssm.errors import KSSMError
-from kssm.runtime.contract import State
+from kssm.runtime.contract import Floats, State
 from kssm.runtime.executor import Executor, Prefilled, finite_rows, join
 from kssm.runtime.jobs import Append, Held, Predict
+from kssm.runtime.monitors import Monitors, note
 from kssm.runtime.outcomes import Outcome, attempt, fail, numerical_fault
 from kssm.runtime.reads import Reader, slots_of, spans
 from kssm.runtime.schedule import Slice, group_chunks
@@ -26,6 +27,7 @@ class Bulk:
         self._executor = executor
         self._reader = reader
         self._recorder = recorder
+        self._monitors = Monitors(executor.arena)
 
     def run(self, work: Sequence[tuple[Slice, Append | Predict]]) -> list[Outcome]:
         """Run one tick's chunks; returns what ended."""
@@ -60,6 +62,7 @@ class Bulk:
         return job.held.rows()
 
     def _digest(self, work: Sequence[tuple[Slice, Append]], output: Prefilled) -> list[Outcome]:
+        tail = self._executor.fetch(output.tail)
         faults: list[Outcome] = []
         ended: list[Append] = []
         for (chunk, job), (start, stop) in zip(work, spans([job for _, job in work]), strict=True):
@@ -68,16 +71,27 @@ class Bulk:
                 faults.append(Outcome(job, error=fault))
                 continue
             job.held = Held(output.state, start, stop)
-            np.fmin(job.tail, output.tail[start:stop], out=job.tail)
+            self._watch(job, chunk, tail[start:stop])
             if chunk.stop == job.tokens:
                 ended.append(job)
         return [*faults, *self._finish(ended)]
 
+    def _watch(self, job: Append, chunk: Slice, tail: Floats) -> None:
+        """``tail`` is [channels, T], T at least as long as the chunk."""
+        monitor = job.monitor or self._monitors.read(job.session.rows.slots)
+        if monitor is None:
+            return
+        job.monitor = monitor
+        values = job.values[chunk.start : chunk.stop]
+        alarm = monitor.watch(values, tail[:, : len(values)].T)
+        note(job, np.fmin.reduce(alarm.probability), np.fmax.reduce(alarm.surprise))
+
     def _finish(self, jobs: Sequence[Append]) -> list[Outcome]:
         if not jobs:
             return []
-        states = [job.held.rows() for job in jobs if job.held is not None]
-        self._executor.arena.write(slots_of(jobs), join(states))
+        slots = slots_of(jobs)
+        self._executor.arena.write(slots, join([j.held.rows() for j in jobs if j.held is not None]))
+        self._monitors.write(slots, [job.monitor for job in jobs if job.monitor is not None])
         return self._reader.answer(jobs)
 
     def _predict(self, job: Predict, chunk: Slice) -> list[Outcome]:

@@ -33,6 +33,7 @@ from kssm.runtime.jobs import (
     Session,
     SessionJob,
 )
+from kssm.runtime.monitors import monitor_spec, monitor_state
 from kssm.runtime.requests import Requests
 from kssm.runtime.schedule import Schedule
 from kssm.runtime.statistics import EngineStats
@@ -52,7 +53,8 @@ class Engine:
     bad input included, come through the future as KSSMError. A session's jobs run in the order of
     their submission; one that fails or is cancelled leaves the state as it was before it
     (a forecast that turns out not finite after its samples were consumed says so in
-    ``details["applied"]``). Futures' callbacks run on the device thread and must be short.
+    ``details["applied"]``). ``state_spec`` describes a session's exported state. Futures' callbacks
+    run on the device thread and must be short.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class Engine:
         self._sessions: dict[int, Session] = {}
         self._admission = Admission(self.config.max_pending)
         self.vocab_size = vocabulary(forecaster)
-        self._requests = Requests(self.config, forecaster.state_spec(), self.vocab_size)
+        scored = self.vocab_size is None
+        self.state_spec = {**forecaster.state_spec(), **monitor_spec(scored=scored)}
+        self._requests = Requests(self.config, self.state_spec, self.vocab_size)
         self._executor = self._build()
         schedule = Schedule(self.config.prefill_tokens, self.config.chunk_tokens)
         self._worker = Worker(self._executor, schedule, self._admission, self._sessions)
@@ -89,6 +93,7 @@ class Engine:
             rows=config.initial_rows,
             max_rows=config.max_rows,
             device=self.device,
+            host=monitor_state(scored=self.vocab_size is None),
         )
         padded, graph_rows = self.device.type == "cuda", config.graph_rows
         return Executor(self.forecaster, arena, self.device, padded=padded, graph_rows=graph_rows)

@@ -26,10 +26,10 @@ _FINE = 4096
 
 
 class Prefilled(NamedTuple):
-    """Rows after a chunk: ``tail`` [B] is each row's smallest (NaN = none), ``finite`` [B] bool."""
+    """Rows after a chunk: ``tail`` [B, T] on the device, NaN = no score; ``finite`` [B] bool."""
 
     state: State
-    tail: Floats
+    tail: Tensor
     finite: NDArray[np.bool_]
 
 
@@ -128,11 +128,7 @@ class Executor:
         output = self._forecaster.prefill(
             self._to_device(values), state, lengths=ragged, dt=self._to_device(dt)
         )
-        return Prefilled(
-            output.state,
-            self.fetch(lowest_tail(output.tail, ragged)),
-            self.fetch(finite_rows(output.state)),
-        )
+        return Prefilled(output.state, output.tail, self.fetch(finite_rows(output.state)))
 
     def initial_state(self, rows: int) -> State:
         """A fresh state of ``rows`` rows outside the arena."""
@@ -140,8 +136,12 @@ class Executor:
         return {name: tensor.to(self._device) for name, tensor in state.items()}
 
     def stage(self, arrays: Mapping[str, NDArray[Any]]) -> State:
-        """Host arrays as a state on the device."""
-        return {name: self._to_device(array) for name, array in arrays.items()}
+        """Host arrays as a session's state: the model's entries on the device."""
+        kept = self.arena.host
+        return {
+            name: torch.from_numpy(array) if name in kept else self._to_device(array)
+            for name, array in arrays.items()
+        }
 
     def fetch(self, result: Tensor | Pending) -> NDArray[Any]:
         """Values on the host, once the device has them: one wait serves all that is pending."""
@@ -155,15 +155,6 @@ class Executor:
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         return self._transport.upload(array)
-
-
-def lowest_tail(tail: Tensor, lengths: Tensor | None) -> Tensor:
-    """Each row's smallest tail probability: [B, T] -> [B], NaN where no token has one."""
-    if lengths is not None:
-        position = torch.arange(tail.shape[1], device=tail.device)
-        tail = tail.masked_fill(position >= lengths[:, None], torch.nan)
-    lowest = tail.nan_to_num(nan=torch.inf).amin(1)
-    return lowest.masked_fill(lowest.isinf(), torch.nan)
 
 
 def finite_rows(state: State) -> Tensor:

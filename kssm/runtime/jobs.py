@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from kssm.forecast.anomaly import AnomalyMonitor
 from kssm.language.sampling import Sampling
 from kssm.runtime.admission import Lane
 from kssm.runtime.arena import Rows
@@ -20,9 +21,10 @@ from kssm.runtime.validation import Query
 class ForecastResult:
     """A session's forecast after a job.
 
-    ``quantiles`` is [channels, Q, horizon] (Q = horizon = 0 when none was wanted), ``tail`` and
-    ``score`` are [channels]: the smallest tail probability of the job's samples against the
-    forecasts made before them, and its negative decimal logarithm; NaN = no score.
+    ``quantiles`` is [channels, Q, horizon] (Q = horizon = 0 when none was wanted). The others are
+    [channels], NaN = no score: ``tail`` is the smallest calibrated tail probability of the job's
+    samples against the forecasts made before them, ``score`` its negative decimal logarithm,
+    ``surprise`` the largest running surprise among them (``kssm.forecast.anomaly``).
     """
 
     quantiles: Floats
@@ -30,6 +32,7 @@ class ForecastResult:
     levels: tuple[float, ...]
     tail: Floats
     score: Floats
+    surprise: Floats
 
 
 class Held(NamedTuple):
@@ -99,6 +102,7 @@ class Read(SessionJob):
 
     query: Query
     tail: Floats
+    surprise: Floats
 
 
 @dataclass(eq=False, kw_only=True)
@@ -106,15 +110,17 @@ class Append(SessionJob):
     """Tokens [tokens, channels] to consume, then a forecast if ``query`` is set.
 
     ``held`` is, for stepwise work, the rows before the job (what a failure restores), and for
-    bulk work the rows so far (what success writes).
+    bulk work the rows so far (what success writes), as is ``monitor``.
     """
 
     values: Floats
     dt: Floats
     query: Query | None
     tail: Floats
+    surprise: Floats
     item: int = 0
     held: Held | None = None
+    monitor: AnomalyMonitor | None = None
 
     @property
     def tokens(self) -> int:

@@ -99,7 +99,7 @@ class Reader:
 
 def _outcome(job: Append | Read, quantiles: Floats, score: Floats) -> Outcome:
     horizon, levels = (job.query.horizon, job.query.levels) if job.query else (0, ())
-    result = ForecastResult(quantiles.copy(), horizon, levels, job.tail, score.copy())
+    result = ForecastResult(quantiles.copy(), horizon, levels, job.tail, score.copy(), job.surprise)
     return Outcome(job, result)
 
 

@@ -60,6 +60,7 @@ class Requests:
             dt=steps,
             query=None if asked is None else self._query(*asked),
             tail=np.full(session.channels, np.nan),
+            surprise=np.full(session.channels, np.nan),
             lane=Lane.STREAM if len(tokens) < config.prefill_min else Lane.BULK,
             cost=tokens.size,
         )
@@ -87,6 +88,7 @@ class Requests:
             dt=np.ones(max_tokens),
             query=None,
             tail=np.full(1, np.nan),
+            surprise=np.full(1, np.nan),
             rules=rules,
             seed=check_seed(seed),
             listener=listener,
@@ -95,7 +97,8 @@ class Requests:
     def read(self, session: Session, horizon: int, levels: Sequence[float]) -> Read:
         """A forecast without new samples has no scores."""
         query = self._query(horizon, levels)
-        return Read(session=session, query=query, tail=np.full(session.channels, np.nan))
+        tail, surprise = np.full((2, session.channels), np.nan)
+        return Read(session=session, query=query, tail=tail, surprise=surprise)
 
     def state(self, tensors: Mapping[str, NDArray[Any]], channels: int) -> dict[str, NDArray[Any]]:
         """Private copies of checked state tensors."""

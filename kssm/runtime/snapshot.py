@@ -3,6 +3,8 @@
 A blob is a safetensors file whose metadata names the format, the model, the owner and the number
 of channels, and carries an HMAC-SHA256 over every other byte of the file. ``decode`` checks all
 of it, and every tensor, before it returns anything.
+
+Format 1 had no anomaly monitors: a blob of it gets fresh ones.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from kssm.errors import InvalidInputError, StateError
+from kssm.forecast.anomaly import fresh_state
 from kssm.runtime.contract import StateSpec
+from kssm.runtime.monitors import ENTRY
 
-FORMAT = "kssm-state-1"
+FORMAT = "kssm-state-2"
 MAX_META_BYTES = 65536
 
 Tensors = dict[str, NDArray[Any]]
 
+_FIRST_FORMAT = "kssm-state-1"
 _SIGNATURE = "signature"
 _UNSIGNED = "0" * 64
 _META_PREFIX = "meta."
@@ -66,7 +71,7 @@ def encode(
 def decode(
     blob: bytes,
     *,
-    forecaster_spec: StateSpec,
+    spec: StateSpec,
     fingerprint: str,
     tenant: str,
     channels: int,
@@ -82,7 +87,9 @@ def decode(
     arrays = _read_tensors(blob)
     _check_signature(blob, header[_SIGNATURE], key)
     _check_owner(header, fingerprint, tenant, channels)
-    check_tensors(arrays, forecaster_spec, channels)
+    if header["format"] == _FIRST_FORMAT and ENTRY in spec:
+        arrays[ENTRY] = fresh_state(channels)
+    check_tensors(arrays, spec, channels)
     meta = {
         name.removeprefix(_META_PREFIX): value
         for name, value in header.items()
@@ -142,7 +149,7 @@ def _metadata(header: object) -> dict[str, str]:
     required = {"format", "fingerprint", "tenant", "channels", _SIGNATURE}
     if len(strings) != len(metadata) or not required <= strings.keys():
         raise _malformed("the state's metadata is incomplete")
-    if strings["format"] != FORMAT:
+    if strings["format"] not in {FORMAT, _FIRST_FORMAT}:
         raise _malformed("the state has an unknown format")
     return strings
 

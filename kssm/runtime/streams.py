@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kssm.errors import KSSMError
-from kssm.runtime.contract import Floats
+from kssm.runtime.contract import Floats, Slots
 from kssm.runtime.executor import Executor
 from kssm.runtime.generation import Generator
 from kssm.runtime.jobs import Append, Generate, Held, Read
+from kssm.runtime.monitors import Monitors, note
 from kssm.runtime.outcomes import Outcome, attempt, fail, numerical_fault
 from kssm.runtime.reads import Answer, Reader, slots_of, spans
 from kssm.runtime.schedule import Slice
@@ -34,6 +35,7 @@ class Streams:
         self._reader = reader
         self._recorder = recorder
         self._generator = Generator(executor)
+        self._monitors = Monitors(executor.arena)
 
     def run(self, work: Sequence[Work], reads: Sequence[Read]) -> list[Outcome]:
         """Step ``work``, answer the jobs that end with it and ``reads``; returns what ended."""
@@ -57,37 +59,57 @@ class Streams:
         """Launch everything, then wait once."""
         self._protect(work)
         self._generator.draw(work)
-        stepped = self._step(work)
+        slots = slots_of([job for _, job in work])
+        values = np.concatenate([job.values[step.start] for step, job in work])
+        stepped = self._step(work, slots, values)
         ending = [
             job for step, job in work if step.stop == job.tokens and not isinstance(job, Generate)
         ]
         answers = self._reader.launch([*ending, *reads])
         tail, healthy = (self._executor.fetch(pending) for pending in stepped)
-        return self._digest(work, tail, healthy, answers)
+        rows = len(slots)
+        faulty = self._failures(work, healthy[:rows])
+        self._watch(work, faulty, slots, values, tail[:rows])
+        return self._digest(work, faulty, answers)
 
-    def _step(self, work: Sequence[Work]) -> tuple[Pending, Pending]:
-        values = np.concatenate([job.values[step.start] for step, job in work])
-        jobs = [job for _, job in work]
+    def _step(self, work: Sequence[Work], slots: Slots, values: Floats) -> tuple[Pending, Pending]:
         dt = np.repeat(
-            [job.dt[step.start] for step, job in work], [job.session.channels for job in jobs]
+            [job.dt[step.start] for step, job in work], [job.session.channels for _, job in work]
         )
-        return self._executor.step(slots_of(jobs), values, dt)
+        return self._executor.step(slots, values, dt)
 
-    def _digest(
+    def _failures(self, work: Sequence[Work], healthy: NDArray[np.bool_]) -> set[Append]:
+        """The jobs of which a row is not healthy."""
+        if healthy.all():
+            return set()
+        jobs = [job for _, job in work]
+        places = zip(jobs, spans(jobs), strict=True)
+        return {job for job, (start, stop) in places if not healthy[start:stop].all()}
+
+    def _watch(
         self,
         work: Sequence[Work],
+        faulty: Collection[Append],
+        slots: Slots,
+        values: Floats,
         tail: Floats,
-        healthy: NDArray[np.bool_],
-        answers: Sequence[Answer],
-    ) -> list[Outcome]:
+    ) -> None:
+        """Show the samples and their tails to the monitors of the jobs that go on."""
         jobs = [job for _, job in work]
-        faulty: set[Append] = set()
+        if faulty:
+            good = np.repeat(
+                [job not in faulty for job in jobs], [j.session.channels for j in jobs]
+            )
+            jobs = [job for job in jobs if job not in faulty]
+            slots, values, tail = slots[good], values[good], tail[good]
+        probability, surprise = self._monitors.step(slots, values, tail)
         for job, (start, stop) in zip(jobs, spans(jobs), strict=True):
-            if healthy[start:stop].all():
-                np.fmin(job.tail, tail[start:stop], out=job.tail)
-            else:
-                faulty.add(job)
-        failed = [job for job in jobs if job in faulty]
+            note(job, probability[start:stop], surprise[start:stop])
+
+    def _digest(
+        self, work: Sequence[Work], faulty: Collection[Append], answers: Sequence[Answer]
+    ) -> list[Outcome]:
+        failed = [job for _, job in work if job in faulty]
         self._restore(failed)
         faults = [
             Outcome(job, error=numerical_fault("the state left the finite range")) for job in failed
@@ -99,7 +121,7 @@ class Streams:
         jobs = [job for step, job in work if step.start == 0]
         if not jobs:
             return
-        kept = self._executor.arena.gather(slots_of(jobs))
+        kept = self._executor.arena.whole(slots_of(jobs))
         for job, (start, stop) in zip(jobs, spans(jobs), strict=True):
             job.held = Held(kept, start, stop)
 

@@ -210,7 +210,7 @@ class Worker:
 
     def fork(self, session: Session) -> int:
         """Open a session with a copy of this one's state; returns its key."""
-        state = self._arena.gather(session.rows.slots)
+        state = self._arena.whole(session.rows.slots)
         key = self._open(session.channels)
         self._arena.write(self._sessions[key].rows.slots, state)
         return key
@@ -228,7 +228,7 @@ class Worker:
 
     def export(self, session: Session) -> dict[str, NDArray[Any]]:
         """The session's state on the host, [channels, ...] per entry."""
-        state = self._arena.gather(session.rows.slots)
+        state = self._arena.whole(session.rows.slots)
         return {name: self._executor.fetch(tensor) for name, tensor in state.items()}
 
     def load(self, session: Session, tensors: dict[str, NDArray[Any]]) -> None:

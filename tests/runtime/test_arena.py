@@ -80,10 +80,10 @@ def test_no_memory_for_growth_is_a_capacity_error(monkeypatch: pytest.MonkeyPatc
     arena.allocate(1)
     before = arena.tensors
 
-    def no_memory(self: Arena, name: str, capacity: int) -> torch.Tensor:
+    def no_memory(tensor: torch.Tensor, capacity: int) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Arena, "_extended", no_memory)
+    monkeypatch.setattr("kssm.runtime.arena._extended", no_memory)
     with pytest.raises(CapacityError) as refused:
         arena.allocate(1)
     assert refused.value.code == "rows_exhausted"

@@ -21,7 +21,7 @@ def test_a_result_holds_what_was_asked_for(running: Engine) -> None:
     assert result.quantiles.shape == (3, 2, 5)
     assert (result.horizon, result.levels) == (5, (0.2, 0.5))
     assert (result.quantiles[:, 0] < result.quantiles[:, 1]).all()
-    assert result.tail.shape == result.score.shape == (3,)
+    assert result.tail.shape == result.score.shape == result.surprise.shape == (3,)
     np.testing.assert_allclose(result.score, -np.log10(result.tail))
 
 

@@ -81,6 +81,7 @@ def test_a_rotten_row_harms_nobody_else(
     for clean, dirty in zip(*runs, strict=True):
         np.testing.assert_array_equal(dirty.quantiles, clean.quantiles)
         np.testing.assert_array_equal(dirty.tail, clean.tail)
+        np.testing.assert_array_equal(dirty.surprise, clean.surprise)
 
 
 @torch.inference_mode()
@@ -91,7 +92,7 @@ def _spoilt_round(
     if rotten is not None:
         for tensor in arena.tensors.values():
             tensor[int(session.rows.slots[0])] = rotten
-    before = arena.gather(session.rows.slots)
+    before = arena.whole(session.rows.slots)
     jobs = [
         engine._requests.append(
             engine._sessions[key], wave(samples, seed=9), None, (HORIZON, LEVELS)
@@ -104,7 +105,7 @@ def _spoilt_round(
     if rotten is not None:
         assert isinstance(jobs[1].future.exception(), NumericalError)
         assert session.quarantined
-        for name, tensor in arena.gather(session.rows.slots).items():
+        for name, tensor in arena.whole(session.rows.slots).items():
             torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
         engine._worker.reset(session)
         assert not session.quarantined

@@ -151,7 +151,9 @@ def test_padded_batches_give_the_same_numbers(forecaster: Forecaster) -> None:
         filled = executor.prefill(arena.gather(rows.slots), ragged)
         arena.write(rows.slots, filled.state)
         quantiles = executor.forecast(rows.slots, Query(HORIZON, LEVELS))
-        results.append([executor.fetch(tail)[:5], filled.tail, executor.fetch(quantiles)[:5]])
+        tails = executor.fetch(filled.tail)
+        prompts = [tails[row, : 2 + row] for row in range(5)]
+        results.append([executor.fetch(tail)[:5], *prompts, executor.fetch(quantiles)[:5]])
         assert executor.fetch(healthy).shape == (8 if padded else 5,)
         assert filled.finite.all()
         for name, tensor in arena.gather(idle.slots).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import struct
 from collections.abc import Callable, Mapping
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from kssm.errors import InvalidInputError, StateError
+from kssm.forecast.anomaly import fresh_state
 from kssm.runtime.contract import StateSpec
+from kssm.runtime.monitors import ENTRY, monitor_spec
 from kssm.runtime.snapshot import FORMAT, check_tensors, decode, encode
 
 SPEC: StateSpec = {
@@ -55,9 +58,7 @@ def _encode(
 
 
 def _decode(blob: bytes, spec: StateSpec = SPEC) -> tuple[Tensors, dict[str, str]]:
-    return decode(
-        blob, forecaster_spec=spec, fingerprint="model-1", tenant="acme", channels=2, key=KEY
-    )
+    return decode(blob, spec=spec, fingerprint="model-1", tenant="acme", channels=2, key=KEY)
 
 
 def _code(blob: bytes) -> str:
@@ -209,3 +210,31 @@ def test_random_headers_are_malformed(header: object) -> None:
 def test_deeply_nested_headers_are_malformed() -> None:
     raw = b"[" * 100_000
     assert _code(struct.pack("<Q", len(raw)) + raw) == "state_malformed"
+
+
+def _first_format(blob: bytes) -> bytes:
+    """The blob as the first format's code would have made and signed it."""
+    unsigned = _with_header(
+        blob, lambda header: header["__metadata__"].update(format="kssm-state-1")
+    )
+    signature = _header(blob)["__metadata__"]["signature"]
+    zeros = unsigned.replace(signature.encode(), b"0" * 64, 1)
+    return zeros.replace(b"0" * 64, hmac.digest(KEY, zeros, "sha256").hex().encode(), 1)
+
+
+def test_states_from_before_the_monitors_get_fresh_ones() -> None:
+    tensors, _ = _decode(_first_format(_encode()), {**SPEC, **monitor_spec(scored=True)})
+    np.testing.assert_array_equal(tensors.pop(ENTRY), fresh_state(2))
+    for name, array in _tensors().items():
+        np.testing.assert_array_equal(tensors[name], array)
+
+
+def test_states_of_the_first_format_need_no_monitors() -> None:
+    tensors, _ = _decode(_first_format(_encode()))
+    assert tensors.keys() == SPEC.keys()
+
+
+def test_states_of_this_format_must_have_their_monitors() -> None:
+    with pytest.raises(StateError) as refused:
+        _decode(_encode(), {**SPEC, **monitor_spec(scored=True)})
+    assert refused.value.code == "state_malformed"
