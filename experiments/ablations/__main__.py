@@ -14,12 +14,16 @@ import gc
 import json
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from experiments.ablations.scores import score_weights
+from experiments.ablations.season_training import SeasonTrainer
 from experiments.ablations.table import BASE, Row, markdown
 from kssm.device import resolve_device
 from kssm.errors import KSSMError
@@ -27,9 +31,13 @@ from kssm.evaluation.tasks import Task
 from kssm.training.config import PretrainConfig, Table, build_config, overlay, read_tables
 from kssm.training.fabric import make_fabric
 from kssm.training.pretrain import AVERAGED, CHECKPOINT, Trainer
-from kssm.training.scoring import load_tasks, score_run
+from kssm.training.scoring import load_tasks
 
 HERE = Path(__file__).parent
+TRAINERS: Mapping[str, type[Trainer]] = MappingProxyType(
+    {"usual": Trainer, "season": SeasonTrainer}
+)
+"""What a lever's key ``trainer`` may name."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Plan:
     tables: Table
     levers: dict[str, Table]
     seconds: float
+    steps: int
     device: torch.device
     corpus: Path | None
     tasks: list[Task]
@@ -47,8 +56,17 @@ class Plan:
 
     def config(self, lever: str, seed: int) -> PretrainConfig:
         """The base with one lever pulled."""
-        run = {"run": {"seconds": self.seconds, "seed": seed}}
-        return build_config(overlay(overlay(self.tables, run), self.levers[lever]))
+        bounds = {"seconds": self.seconds} | ({"steps": self.steps} if self.steps else {})
+        run = {"run": {**bounds, "seed": seed}}
+        return changed(overlay(self.tables, run), self.levers[lever])
+
+    def trainer(self, lever: str) -> type[Trainer]:
+        return TRAINERS[self.levers[lever].get("trainer", "usual")]
+
+
+def changed(tables: Table, lever: Table) -> PretrainConfig:
+    """The configuration with a lever pulled."""
+    return build_config(overlay(tables, {k: v for k, v in lever.items() if k != "trainer"}))
 
 
 def read_levers(path: Path) -> dict[str, Table]:
@@ -61,22 +79,24 @@ def run_once(plan: Plan, lever: str, seed: int) -> Row:
     config = plan.config(lever, seed)
     folder = plan.output / f"{lever}-{seed}"
     fabric = make_fabric(config.run, folder, plan.device)
-    trainer = Trainer(config, folder, fabric, plan.corpus, plan.commit)
-    trainer.warm_up()
-    trainer.run(lambda line: print(f"  {line}", file=sys.stderr, flush=True))
+    trainer = plan.trainer(lever)(config, folder, fabric, plan.corpus, plan.commit)
+    _say(f"compiled in {trainer.warm_up():.0f} s")
+    trainer.run(_say)
     trainer.save()
     (folder / "resume.pt").unlink()
-    scores = {k: v["geometric_mean"] for k, v in score_run(folder, plan.tasks, plan.device).items()}
-    averaged = scores.get(AVERAGED, scores[CHECKPOINT])
+    weights = folder / AVERAGED
+    if not weights.is_dir():
+        weights = folder / CHECKPOINT
+    scores = score_weights(trainer, weights, plan.tasks, plan.device)
     return {
         "lever": lever,
         "seed": seed,
         "seconds": round(trainer.elapsed, 1),
+        "steps": trainer.step,
         "samples": trainer.samples,
         "loss": trainer.curve[-1]["loss"],
         "commit": trainer.description["commit"],
-        **scores[CHECKPOINT],
-        **{f"averaged_{name}": value for name, value in averaged.items()},
+        **scores,
     }
 
 
@@ -105,8 +125,13 @@ def _attempt(plan: Plan, lever: str, seed: int, results: Path) -> list[Row]:
             torch.cuda.empty_cache()
     with results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-    print(" ".join(f"{k}={_short(v)}" for k, v in row.items() if k != "commit"), flush=True)
+    shown = {k: v for k, v in row.items() if k != "commit" and "CRPS " not in k}
+    print(" ".join(f"{k}={_short(v)}" for k, v in shown.items()), flush=True)
     return [row]
+
+
+def _say(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 def _read_rows(path: Path) -> list[Row]:
@@ -124,11 +149,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=Path, required=True, help="folder of evaluation tasks")
     parser.add_argument("--corpus", type=Path, help="folder of real series")
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"))
-    parser.add_argument("--config", type=Path, default=HERE.parent / "pretraining" / "base.toml")
+    parser.add_argument("--config", type=Path, default=HERE.parent / "pretraining" / "small.toml")
     parser.add_argument("--file", type=Path, default=HERE / "levers.toml", help="of the levers")
     parser.add_argument("--levers", default="", help="names, separated by commas; all by default")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--seconds", type=float, default=200.0, help="of training, for each run")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="bound on each run's, 0 = the configuration's"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--commit", help="recorded, by default the working tree's")
     return parser.parse_args(arguments)
@@ -145,6 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
         tables=read_tables(options.config),
         levers=known,
         seconds=options.seconds,
+        steps=options.steps,
         device=resolve_device(options.device),
         corpus=options.corpus,
         tasks=load_tasks(options.tasks),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
-METRICS = ("MASE", "CRPS", "averaged_MASE", "averaged_CRPS")
+METRICS = ("MASE", "CRPS")
 BASE = "base"
 
 
@@ -24,12 +24,12 @@ def deviation(rows: Sequence[Row], metric: str) -> float:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One line a lever: its scores (geometric mean over seeds), and for both the CRPS of the
-    weights and of their average the difference to the base with its standard error."""
+    """One line a lever: its scores (geometric mean over seeds), and the CRPS' difference to the
+    base with its standard error."""
     levers = _by_lever(rows)
     lines = [
-        "| lever | seeds | Msamples | loss | MASE / CRPS | to base | averaged | to base |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| lever | seeds | Msamples | loss | MASE / CRPS | CRPS to base |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for lever, runs in levers.items():
         scores = [_mean(runs, metric) for metric in METRICS]
@@ -40,8 +40,6 @@ def markdown(rows: Sequence[Row]) -> str:
             f"{sum(run['loss'] for run in runs) / len(runs):.4f}",
             f"{scores[0]:.3f} / {scores[1]:.3f}",
             _difference(rows, lever, "CRPS"),
-            f"{scores[2]:.3f} / {scores[3]:.3f}",
-            _difference(rows, lever, "averaged_CRPS"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     noise = " / ".join(f"{100 * deviation(rows, metric):.1f}%" for metric in METRICS)

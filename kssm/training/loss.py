@@ -32,6 +32,18 @@ class Tokens(NamedTuple):
     weights: Tensor
 
 
+class Spacing(NamedTuple):
+    """A time unit of each row's own.
+
+    unit: [B] time between neighbouring samples in nominal intervals; ahead: [B, K] which samples
+    ahead are targets; reach: the furthest that may be.
+    """
+
+    unit: Tensor
+    ahead: Tensor
+    reach: int
+
+
 @torch.no_grad()
 def tokenise(
     values: Tensor,
@@ -40,6 +52,7 @@ def tokenise(
     *,
     reads: slice,
     kept: Tensor | None = None,
+    spacing: Spacing | None = None,
 ) -> Tokens:
     """Turn whole series into tokens and targets.
 
@@ -50,8 +63,10 @@ def tokenise(
         reads: positions among the T tokens where forecasts are trained.
         kept: [B, T] increasing positions of the samples that arrive at all (irregular sampling,
             told to the model as dt), None = all of them.
+        spacing: each row's time unit and targets, None = the interval, and the next K samples.
     """
-    series = torch.nn.functional.pad(values.double(), (0, horizon), value=torch.nan)
+    reach = horizon if spacing is None else spacing.reach
+    series = torch.nn.functional.pad(values.double(), (0, reach), value=torch.nan)
     seen = torch.where(visible, values.double(), torch.nan)
     if kept is None:
         dt = None
@@ -63,14 +78,17 @@ def tokenise(
         steps = torch.ones_like(seen)
         steps[:, 1:] = kept.diff(dim=1).double()
         dt = steps.float()
+    ahead = (1 + torch.arange(horizon, device=values.device)).expand(len(values), -1)
+    if spacing is not None:
+        steps = steps * spacing.unit.unsqueeze(1).double()
+        dt, ahead = steps.float(), spacing.ahead
     fresh = torch.zeros(len(seen), len(scaler.FIELDS), dtype=torch.float64, device=seen.device)
     path, _ = scaler.scan(fresh, seen, steps)
     before = torch.cat([fresh.unsqueeze(1), path[:, :-1]], dim=1)
     features = scaler.features(seen, steps, before, path)
     stats = path[:, reads]
-    ahead = 1 + torch.arange(horizon, device=values.device)
-    index = (places[:, reads].unsqueeze(-1) + ahead).flatten(1)
-    future = series.gather(1, index).unflatten(1, (-1, horizon))
+    index = (places[:, reads].unsqueeze(-1) + ahead.unsqueeze(1)).flatten(1)
+    future = series.gather(1, index).unflatten(1, (-1, ahead.shape[1]))
     location, scale = scaler.location_and_scale(stats)
     targets = torch.asinh((future - location.unsqueeze(-1)) / scale.unsqueeze(-1))
     last = scaler.normalise(stats[..., 5], stats).float()
@@ -101,7 +119,11 @@ def read_loss(
     head: QuantileHead, hidden: Tensor, last: Tensor, targets: Tensor, weights: Tensor
 ) -> LossSums:
     """Pinball loss of the head's quantiles at [B, P] reads."""
-    quantiles = head(hidden, last)
+    return pinball_sums(head(hidden, last), targets, weights)
+
+
+def pinball_sums(quantiles: Tensor, targets: Tensor, weights: Tensor) -> LossSums:
+    """Pinball loss of quantiles [B, P, K, 9]."""
     known = torch.isfinite(targets)
     error = torch.where(known, targets, 0.0).unsqueeze(-1) - quantiles
     levels = torch.tensor(LEVELS, device=error.device)

@@ -22,7 +22,7 @@ from kssm.training.averaging import WeightAverage
 from kssm.training.config import PretrainConfig
 from kssm.training.corpus import Corpus
 from kssm.training.fabric import Pace, mean_over_ranks
-from kssm.training.loss import LossSums, Objective, read_loss, tokenise
+from kssm.training.loss import LossSums, Objective, Tokens, tokenise
 from kssm.training.mixture import BatchSource, TrainingBatch
 from kssm.training.optimizer import Optimizers, scheduled_rate
 from kssm.training.record import describe_run, write_record
@@ -66,11 +66,11 @@ class Trainer:
         self._pace = Pace(self.device)
         run = config.run
         torch.manual_seed(run.seed)
-        self.model = SignalForecaster(config.model)
+        self.model = self.new_model()
         if run.init:
             load_weights(self.model, pretrained.locate(run.init))
         self.model.to(self.device)
-        objective = Objective(self.model)
+        objective = self.new_objective()
         if run.compile:
             _compile(objective)
         self._objective = fabric.setup_module(objective)
@@ -84,6 +84,19 @@ class Trainer:
         self.elapsed = 0.0
         self.curve: list[dict[str, float]] = []
         self.description = describe_run(config, self.device, fabric.world_size, commit)
+
+    def new_model(self) -> SignalForecaster:
+        """The model to train, with fresh weights."""
+        return SignalForecaster(self.config.model)
+
+    def new_objective(self) -> Objective:
+        """What its loss is."""
+        return Objective(self.model)
+
+    def tokens(self, batch: TrainingBatch, reads: slice, kept: Tensor | None) -> Tokens:
+        """What the model reads of a batch (``tokenise``)."""
+        horizon = self.config.model.head_horizon
+        return tokenise(batch.values, batch.visible, horizon, reads=reads, kept=kept)
 
     def warm_up(self) -> float:
         """Compile every shape of batch there is, changing nothing; returns the seconds it took."""
@@ -175,7 +188,7 @@ class Trainer:
 
     def averaged(self, average: WeightAverage) -> SignalForecaster:
         """A forecaster with the averaged weights."""
-        forecaster = SignalForecaster(self.config.model)
+        forecaster = self.new_model()
         forecaster.load_state_dict(average.weights(self.model))
         return forecaster
 
@@ -206,9 +219,7 @@ class Trainer:
     def _sums(self, batch: TrainingBatch, thinned: bool, offset: int) -> LossSums:
         reads = slice(offset, None, self.config.run.read_stride)
         kept = self._thin(batch.values.shape) if thinned else None
-        horizon = self.config.model.head_horizon
-        tokens = tokenise(batch.values, batch.visible, horizon, reads=reads, kept=kept)
-        return self._objective(tokens, reads)
+        return self._objective(self.tokens(batch, reads, kept), reads)
 
     def _thin(self, shape: torch.Size) -> Tensor:
         keep = self.config.run.thinned_keep
@@ -241,4 +252,4 @@ def _compile(objective: Objective) -> None:
     for block in objective.model.backbone.blocks:
         for name in DENSE.get(type(block), ()):
             setattr(block, name, torch.compile(getattr(block, name), dynamic=False))
-    objective.loss = torch.compile(read_loss, dynamic=False)
+    objective.loss = torch.compile(objective.loss, dynamic=False)

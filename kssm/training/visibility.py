@@ -16,7 +16,8 @@ class VisibilityConfig:
     """Shares of rows and sizes in samples.
 
     Each of ``gap_probabilities`` may blind one gap a row. Long gaps teach forecasting far ahead:
-    the model forecasts beyond its direct horizon by feeding itself missing samples.
+    the model forecasts beyond its direct horizon by feeding itself missing samples. Of a slow row
+    only every k-th sample is visible, as of a signal that is sampled at a k-th of its rate.
     """
 
     gap_probabilities: tuple[float, ...] = (0.45, 0.20)
@@ -28,6 +29,8 @@ class VisibilityConfig:
     first_start: float = 0.1  # no gap starts before this part of the series
     dropout_probability: float = 0.12
     dropout_rates: tuple[float, float] = (0.005, 0.4)
+    slow_probability: float = 0.0
+    slow_most: int = 4  # k is 2 ... this
 
     def __post_init__(self) -> None:
         shares = (
@@ -37,11 +40,14 @@ class VisibilityConfig:
             self.long_gap_share,
             self.first_start,
             self.dropout_probability,
+            self.slow_probability,
         )
         if any(not 0.0 <= share <= 1.0 for share in shares) or self.dropout_rates[0] <= 0.0:
             raise InvalidInputError("visibility shares must lie in 0 ... 1", code="invalid_config")
         if not 1 <= self.gap_min <= self.gap_max:
             raise InvalidInputError("visibility gaps must be positive", code="invalid_config")
+        if self.slow_most < 2:
+            raise InvalidInputError("a slow row loses samples", code="invalid_config")
 
 
 @torch.no_grad()
@@ -60,6 +66,8 @@ def visibility_mask(
     visible = ~_dropouts(sampler, settings)
     for probability in settings.gap_probabilities:
         visible &= ~_gap(sampler, settings, probability)
+    if settings.slow_probability:
+        visible &= ~_slow(sampler, settings)
     visible[:, 0] = True
     return visible
 
@@ -67,6 +75,14 @@ def visibility_mask(
 def _dropouts(sampler: Sampler, config: VisibilityConfig) -> Tensor:
     rate = sampler.log_uniform(*config.dropout_rates) * sampler.gate(config.dropout_probability)
     return sampler.uniform(0.0, 1.0, sampler.length) < rate
+
+
+def _slow(sampler: Sampler, config: VisibilityConfig) -> Tensor:
+    """What lies between the samples of slow rows."""
+    factor = sampler.integers(2, config.slow_most + 1)
+    phase = sampler.integers(0, config.slow_most)
+    between = (sampler.time().long() + phase) % factor != 0
+    return between & sampler.chance(config.slow_probability)
 
 
 def _gap(sampler: Sampler, config: VisibilityConfig, probability: float) -> Tensor:
