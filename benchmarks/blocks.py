@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from benchmarks.models import median_ms
 from benchmarks.report import Row, finish, table
@@ -34,16 +33,19 @@ OURS = ("kssm", "kssm_matrix", "kssm_matrix_wide")
 PEERS = ("mamba", "mamba2", "mamba3")
 
 
-class Residual(nn.Module):
-    """x + layer(norm(x))."""
+class AddNorm(nn.Module):
+    """A peer's layer as its authors stack it: one kernel adds the last layer's result to the
+    residual stream and norms the sum."""
 
     def __init__(self, width: int, layer: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width, dtype=dtype))
         self.layer = layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layer(F.rms_norm(x, x.shape[-1:], self.weight))
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        module: Any = importlib.import_module("mamba_ssm.ops.triton.layer_norm")
+        y, residual = module.rms_norm_fn(x, self.weight, None, residual=residual, prenorm=True)
+        return self.layer(y), residual
 
 
 class Own(nn.Module):
@@ -53,8 +55,8 @@ class Own(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block(x, None, None, None)[0]
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.block(x, None, None, None)[0],)
 
 
 def build(name: str, width: int, dtype: torch.dtype) -> nn.Module:
@@ -69,7 +71,7 @@ def build(name: str, width: int, dtype: torch.dtype) -> nn.Module:
             "mamba3": ("mamba3", "Mamba3"),
         }[name]
         layer: Any = getattr(importlib.import_module(f"mamba_ssm.modules.{file}"), kind)
-        return Residual(width, layer(d_model=width, dtype=dtype), dtype)
+        return AddNorm(width, layer(d_model=width, dtype=dtype), dtype)
     wanted = mamba2_parameters(width)
     if name == "kssm":
         config = KSSMConfig(width, 1, d_inner=width, rank=max(16, width // 16))
@@ -112,16 +114,18 @@ def prepared(name: str, width: int) -> nn.Module:
 
 
 def training_step(block: nn.Module, width: int, batch: int, tokens: int) -> Callable[[], None]:
-    """Forward and backward of one block, with gradients of its input and its parameters."""
+    """Forward and backward of one block, with gradients of its inputs and its parameters."""
     device = next(block.parameters()).device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    x = torch.randn(batch, tokens, width, device=device, dtype=dtype)
-    x.requires_grad_()
-    leaves = [x, *block.parameters()]
-    dy = torch.randn_like(x)
+    streams = 2 if isinstance(block, AddNorm) else 1
+    shape = (streams, batch, tokens, width)
+    inputs = [x.requires_grad_() for x in torch.randn(shape, device=device, dtype=dtype).unbind()]
+    leaves = [*inputs, *block.parameters()]
+    incoming = list(torch.randn(shape, device=device, dtype=dtype).unbind())
 
     def run() -> None:
-        torch.autograd.grad(cast("Tensor", block(x)), leaves, dy, allow_unused=True)
+        outputs = cast("tuple[Tensor, ...]", block(*inputs))
+        torch.autograd.grad(outputs, leaves, incoming, allow_unused=True)
 
     return run
 

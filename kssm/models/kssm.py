@@ -109,11 +109,10 @@ class KSSMBlock(Block):
         return self.alpha_up(alpha), self.omega_up(omega), self.dt_up(dt), b_re + 1.0, b_im
 
     def before_scan(self, x: Tensor, window: Tensor | None) -> tuple[Tensor, ...]:
-        """Residual stream [B, T, d_model] -> (padded conv input, gate, x, alpha, omega, dt, B)."""
+        """Residual stream [B, T, d_model] -> (conv input, gate, x, alpha, omega, dt, B)."""
         inputs, gate = self.in_proj(self.norm(x).to(compute_dtype(x))).chunk(2, dim=-1)
-        filtered, padded = self.conv(inputs, window)
-        active = F.silu(filtered).to(compute_dtype(x))
-        return padded, gate, active, *self.selection(active)
+        active = F.silu(self.conv(inputs, window)).to(compute_dtype(x))
+        return inputs, gate, active, *self.selection(active)
 
     def after_scan(self, residual: Tensor, y: Tensor, active: Tensor, gate: Tensor) -> Tensor:
         """Read-out, skip, norm, gate and feed-forward around the residual stream."""
@@ -135,7 +134,7 @@ class KSSMBlock(Block):
         self, x: Tensor, state: State | None, lengths: Tensor | None, dt: Tensor | None
     ) -> tuple[Tensor, State]:
         window = None if state is None else state["window"]
-        padded, gate, active, alpha, omega, step, b_re, b_im = self.before_scan(x, window)
+        inputs, gate, active, alpha, omega, step, b_re, b_im = self.before_scan(x, window)
         y, new_state = kssm_scan(
             alpha,
             omega,
@@ -148,7 +147,7 @@ class KSSMBlock(Block):
             initial_state=None if state is None else state["state"],
             lengths=lengths,
         )
-        new_window = self.conv.last_window(padded, lengths).to(new_state.dtype)
+        new_window = self.conv.last_window(inputs, window, lengths).to(new_state.dtype)
         y = self.after_scan(x, y, active, gate)
         return y, {"window": new_window, "state": new_state}
 

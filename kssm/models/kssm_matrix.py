@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kssm.errors import InvalidInputError
 from kssm.models.base import State, StateSpec
@@ -77,6 +76,7 @@ class KSSMMatrixBlock(Block):
         self.config = config
         self.filtered = inner + 4 * shared
         self.sizes = [inner, self.filtered, heads, heads, shared]
+        self.pieces = [inner, 2 * shared, 2 * shared]
         out_scale = config.n_layers**-0.5
         self.norm = RMSNorm(config.d_model)
         self.in_proj = init_linear(config.d_model, sum(self.sizes))
@@ -108,9 +108,10 @@ class KSSMMatrixBlock(Block):
     def forward(
         self, x: Tensor, state: State | None, lengths: Tensor | None, dt: Tensor | None
     ) -> tuple[Tensor, State]:
-        gate, inputs, *gates = self._split(x)
-        filtered, padded = self.conv(inputs, None if state is None else state["window"])
-        values, b, c = self._values(F.silu(filtered).to(compute_dtype(x)))
+        old_window = None if state is None else state["window"]
+        normed, x = self.norm.beside(x, compute_dtype(x))
+        gate, inputs, *gates = self.in_proj(normed).split(self.sizes, dim=-1)
+        values, skipped, b, c = self._filtered(inputs, old_window)
         y, new_state = matrix_scan(
             values,
             b,
@@ -121,17 +122,16 @@ class KSSMMatrixBlock(Block):
             initial_state=None if state is None else state["state"],
             lengths=lengths,
         )
-        window = self.conv.last_window(padded, lengths).to(new_state.dtype)
-        return self._join(x, y, values, gate), {"window": window, "state": new_state}
+        window = self.conv.last_window(inputs, old_window, lengths).to(new_state.dtype)
+        return self._join(x, y, skipped, gate), {"window": window, "state": new_state}
 
     def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
-        gate, inputs, *gates = self._split(x)
+        normed = self.norm(x).to(compute_dtype(x))
+        gate, inputs, *gates = self.in_proj(normed).split(self.sizes, dim=-1)
         active = self.conv.step_(inputs, arena["window"], slots, silu=True)
-        values, b, c = self._values(active.to(compute_dtype(x)))
+        values, b, c = active.to(compute_dtype(x)).split(self.pieces, dim=-1)
         y = matrix_step_(
-            values,
-            b,
-            c,
+            *self._shaped(values, b, c),
             *self._gates(gates),
             self.scan_parameters(),
             arena["state"],
@@ -140,15 +140,17 @@ class KSSMMatrixBlock(Block):
         )
         return self._join(x, y, values, gate)
 
-    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Gate, what enters the convolution, and the raw alpha, dt and omega."""
-        return self.in_proj(self.norm(x).to(compute_dtype(x))).split(self.sizes, dim=-1)
+    def _filtered(
+        self, inputs: Tensor, window: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x, x once more [..., d_inner], B and C after the convolution, shaped for the scan."""
+        values, skipped, b, c = self.conv.activated(inputs, window, self.pieces)
+        values, b, c = self._shaped(values, b, c)
+        return values, skipped, b, c
 
-    def _values(self, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [..., heads, head_dim], B and C [..., groups, 2 pairs] of the filtered tokens."""
+    def _shaped(self, x: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [..., heads, head_dim], B and C [..., groups, 2 pairs]."""
         config = self.config
-        width = 2 * config.groups * config.pairs
-        x, b, c = active.split([config.d_inner, width, width], dim=-1)
         shape = (config.groups, 2 * config.pairs)
         x = x.unflatten(-1, (config.heads, config.head_dim))
         return x, b.unflatten(-1, shape), c.unflatten(-1, shape)
@@ -157,13 +159,14 @@ class KSSMMatrixBlock(Block):
         alpha, dt, omega = raw
         return alpha, dt, omega.unflatten(-1, (self.config.groups, self.config.pairs))
 
-    def _join(self, residual: Tensor, y: Tensor, values: Tensor, gate: Tensor) -> Tensor:
+    def _join(self, residual: Tensor, y: Tensor, skipped: Tensor, gate: Tensor) -> Tensor:
         """Norm of each head, skip, gate and feed-forward around the residual stream."""
         dtype = compute_dtype(residual)
-        mixed = self.out_norm(y.flatten(-2)) + self.skip * values.flatten(-2)
-        x = residual + self.out_proj((mixed * F.silu(gate)).to(dtype))
+        mixed = self.out_norm.gated(y.flatten(-2), skipped, self.skip, gate, dtype)
+        x = residual + self.out_proj(mixed)
         if self.mlp is not None and self.mlp_norm is not None:
-            x = x + self.mlp(self.mlp_norm(x).to(dtype))
+            normed, x = self.mlp_norm.beside(x, dtype)
+            x = x + self.mlp.fused(normed)
         return x
 
 

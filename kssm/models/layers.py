@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kssm.ops.conv_silu import conv_silu, filtered, window_after
 from kssm.ops.conv_step import conv_step_
+from kssm.ops.gated_norm import gated_norm, residual_norm, rms_norm
+from kssm.ops.swiglu import swiglu
 
 
 class RMSNorm(nn.Module):
@@ -25,9 +30,17 @@ class RMSNorm(nn.Module):
         wide = x if x.dtype == torch.float64 else x.float()
         if wide.is_cuda and self.group_size == wide.shape[-1] and self.weight.dtype == wide.dtype:
             return F.rms_norm(wide, wide.shape[-1:], self.weight, self.eps)  # one kernel
-        groups = wide.unflatten(-1, (-1, self.group_size))
-        scale = torch.rsqrt(groups.square().mean(-1, keepdim=True) + self.eps)
-        return (groups * scale).flatten(-2) * self.weight
+        return rms_norm(x, self.weight, self.group_size, self.eps)
+
+    def beside(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The norm over all channels in ``dtype``, and the x to which the layer's result goes."""
+        return residual_norm(x, self.weight, self.eps, dtype)
+
+    def gated(
+        self, x: Tensor, value: Tensor, skip: Tensor, gate: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """(norm(x) + skip value) SiLU(gate) in ``dtype``."""
+        return gated_norm(x, self.weight, self.group_size, self.eps, value, skip, gate, dtype)
 
 
 class CausalConv(nn.Module):
@@ -41,29 +54,19 @@ class CausalConv(nn.Module):
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor, window: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Filter x [B, T, C] after ``window`` [B, width - 1, C] (None = zeros).
+    def forward(self, x: Tensor, window: Tensor | None) -> Tensor:
+        """Filter x [B, T, C] after ``window`` [B, width - 1, C] (None = zeros)."""
+        return filtered(x, self.weight, self.bias, window)
 
-        Returns the filtered tokens and the inputs with the window before them
-        [B, width - 1 + T, C], from which ``last_window`` cuts the next window.
-        """
-        if window is None:
-            padded = F.pad(x, (0, 0, self.width - 1, 0))
-        else:
-            padded = torch.cat([window.to(x.dtype), x], dim=1)
-        length = x.shape[1]
-        y = self.bias + padded[:, :length] * self.weight[0]
-        for tap in range(1, self.width):
-            y = y + padded[:, tap : tap + length] * self.weight[tap]
-        return y, padded
+    def activated(
+        self, x: Tensor, window: Tensor | None, sizes: Sequence[int]
+    ) -> tuple[Tensor, ...]:
+        """SiLU of the filtered tokens in pieces of ``sizes`` channels, the first piece twice."""
+        return conv_silu(x, self.weight, self.bias, window, sizes)
 
-    def last_window(self, padded: Tensor, lengths: Tensor | None) -> Tensor:
-        """The window after the last valid token of each row [B, width - 1, C]."""
-        keep = self.width - 1
-        if lengths is None:
-            return padded[:, padded.shape[1] - keep :]
-        steps = lengths.unsqueeze(1) + torch.arange(keep, device=padded.device)
-        return padded.gather(1, steps.unsqueeze(-1).expand(-1, -1, padded.shape[-1]))
+    def last_window(self, x: Tensor, window: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """The window after the last valid token of each row [B, width - 1, C], in x's dtype."""
+        return window_after(x, window, self.width - 1, lengths)
 
     def step_(self, x: Tensor, windows: Tensor, slots: Tensor, *, silu: bool = False) -> Tensor:
         """Filter one token a row x [N, C], shifting the arena rows of ``windows`` in place.
@@ -84,6 +87,10 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * value)
+
+    def fused(self, x: Tensor) -> Tensor:
+        """As ``forward``, the gated product in one kernel."""
+        return self.down(swiglu(self.up(x)))
 
 
 def init_linear(d_in: int, d_out: int, std: float | None = None, bias: bool = False) -> nn.Linear:

@@ -83,7 +83,8 @@ class MambaBlock(Block):
     ) -> tuple[Tensor, State]:
         wide = state_dtype(self.a_log.dtype)
         inputs, gate = self._split(x)
-        filtered, padded = self.conv(inputs, None if state is None else state["window"])
+        old_window = None if state is None else state["window"]
+        filtered = self.conv(inputs, old_window)
         active = F.silu(filtered)
         raw, b, c = self._selection(active, compute_dtype(x))
         step = token_steps(F.softplus(raw.to(wide) + self.dt_bias), dt, lengths)
@@ -94,7 +95,7 @@ class MambaBlock(Block):
             before = state["state"].to(wide)
         a = -torch.exp(self.a_log.to(wide))
         y, after = selective_scan(active.to(wide), step, a, b, c, before)
-        window = self.conv.last_window(padded, lengths).to(wide)
+        window = self.conv.last_window(inputs, old_window, lengths).to(wide)
         return self._join(x, y, active, gate), {"window": window, "state": after}
 
     def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:

@@ -91,7 +91,8 @@ class Mamba2Block(Block):
     ) -> tuple[Tensor, State]:
         wide = state_dtype(self.a_log.dtype)
         gate, inputs, raw = self._split(x)
-        filtered, padded = self.conv(inputs, None if state is None else state["window"])
+        old_window = None if state is None else state["window"]
+        filtered = self.conv(inputs, old_window)
         heads, b, c = self._selection(F.silu(filtered).to(wide))
         step = token_steps(F.softplus(raw.to(wide) + self.dt_bias), dt, lengths)
         if state is None:
@@ -99,7 +100,7 @@ class Mamba2Block(Block):
         else:
             before = state["state"].to(wide)
         y, after = ssd_scan(heads, step, -torch.exp(self.a_log.to(wide)), b, c, before)
-        window = self.conv.last_window(padded, lengths).to(wide)
+        window = self.conv.last_window(inputs, old_window, lengths).to(wide)
         return self._join(x, y, heads, gate), {"window": window, "state": after}
 
     def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:

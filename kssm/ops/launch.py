@@ -35,3 +35,9 @@ def kept_finite(new: Tensor, old: Tensor) -> Tensor:
     """Rows [N, ...] of ``new``, except those not entirely finite: they stay as in ``old``."""
     healthy = torch.isfinite(new).flatten(1).all(1).view(-1, *[1] * (new.dim() - 1))
     return torch.where(healthy, new.to(old.dtype), old)
+
+
+def flat_rows(x: Tensor) -> Tensor:
+    """x [..., C] as [rows, C], each row one run of memory; a copy only where it must be."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()

@@ -1,0 +1,71 @@
+"""Root-mean-square norms with what stands around them in a block, one kernel each way.
+
+    gated_norm:     (norm(x) weight + skip value) SiLU(gate)
+    residual_norm:  norm(x) weight, and x for the residual stream
+
+``norm`` divides each group of channels by its root mean square. The README beside this file has
+the kernels' design.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kssm.ops.eager import outside_graph
+from kssm.ops.gated_norm.reference import gated, rms_norm
+from kssm.ops.launch import runs_triton
+
+__all__ = ["gated_norm", "residual_norm", "rms_norm"]
+
+
+def gated_norm(
+    x: Tensor,
+    weight: Tensor,
+    group_size: int,
+    eps: float,
+    value: Tensor,
+    skip: Tensor,
+    gate: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(norm(x) weight + skip value) SiLU(gate) in ``dtype``.
+
+    Args:
+        x, value, gate: [..., C]; slices of wider tensors are read where they lie.
+        weight, skip: [C].
+        group_size: channels that share a root mean square; divides C.
+        eps: added to the mean square.
+        dtype: of the result.
+
+    Arithmetic is in fp32 (fp64 for fp64 inputs). Differentiable once in all tensors.
+    """
+    if _fits(x):
+        run = outside_graph(_kernels().gated_norm_triton)
+        return run(x, weight, group_size, eps, value, skip, gate, dtype)
+    return gated(rms_norm(x, weight, group_size, eps), value, skip, gate).to(dtype)
+
+
+def residual_norm(
+    x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """norm(x) weight over all channels in ``dtype``, and x itself.
+
+    Whoever adds the layer's result to that x, and not to the argument, spares a pass over memory:
+    the backward kernel adds the gradients of both.
+    """
+    if _fits(x):
+        return outside_graph(_kernels().residual_norm_triton)(x, weight, eps, dtype)
+    return rms_norm(x, weight, x.shape[-1], eps).to(dtype), x
+
+
+def _fits(x: Tensor) -> bool:
+    """Whether the kernels can take x."""
+    return runs_triton(x, (torch.bfloat16, torch.float16, torch.float32)) and x.numel() > 0
+
+
+def _kernels() -> Any:
+    return importlib.import_module("kssm.ops.gated_norm.kernel_launch")
