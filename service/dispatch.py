@@ -20,12 +20,12 @@ from service.text_dispatch import TextDispatcher
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A session as this connection addresses it."""
+    """A session as this connection addresses it; ``binary`` is the version of its answers."""
 
     session: str
     handle: int
     attachment: int
-    binary: bool
+    binary: int | None
 
 
 class Dispatcher:
@@ -122,8 +122,9 @@ class Dispatcher:
         if reply.result is None:
             return wire.encode_ack(of, request_id, session, reply.seq)
         binding = self._bindings.get(session)
-        if binding is not None and binding.binary:
-            return wire.encode_forecast_binary(binding.handle, reply.seq, reply.result)
+        if binding is not None and binding.binary is not None:
+            handle, version = binding.handle, binding.binary
+            return wire.encode_forecast_binary(handle, reply.seq, reply.result, version)
         return wire.encode_forecast(session, reply.seq, reply.result, request_id)
 
     def _closed(self, message: messages.StreamClose, _: None) -> Payload:
@@ -135,7 +136,8 @@ class Dispatcher:
     def _welcome(
         self, message: messages.StreamCreate | messages.StreamAttach, status: Status
     ) -> Payload:
-        binding = self._bind(status, message.encoding == "binary")
+        binary = message.binary_version if message.encoding == "binary" else None
+        binding = self._bind(status, binary)
         body: dict[str, object] = {
             "type": "session.created",
             "session": status.id,
@@ -148,13 +150,15 @@ class Dispatcher:
             "next_seq": status.next_seq,
             "max_in_flight": self._limit,
         }
+        if binary is not None:
+            body["binary_version"] = binary
         if self._manager.vocabulary is not None:
             body |= {"kind": "language", "vocab_size": self._manager.vocabulary.size}
         if isinstance(message, messages.StreamAttach):
             body["attached"] = True
         return wire.encode(body, message.request_id)
 
-    def _bind(self, status: Status, binary: bool) -> Binding:
+    def _bind(self, status: Status, binary: int | None) -> Binding:
         known = self._bindings.get(status.id)
         handle = known.handle if known else self._next_handle
         if known is None:

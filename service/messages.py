@@ -16,6 +16,7 @@ class StreamCreate(SessionCreate):
 
     type: Literal["session.create"]
     encoding: Literal["json", "binary"] = "json"
+    binary_version: Literal[1, 2] = 1
     request_id: RequestId | None = None
 
 
@@ -25,6 +26,7 @@ class StreamAttach(Strict):
     type: Literal["session.attach"]
     session: str
     encoding: Literal["json", "binary"] = "json"
+    binary_version: Literal[1, 2] = 1
     request_id: RequestId | None = None
 
 

@@ -73,14 +73,16 @@ def _pack(reply: Reply) -> list[Any]:
     result = reply.result
     if result is None:
         return [reply.seq]
-    arrays = [np.ascontiguousarray(a) for a in (result.quantiles, result.tail, result.score)]
+    scores = (result.tail, result.score, result.surprise)
+    arrays = [np.ascontiguousarray(array) for array in (result.quantiles, *scores)]
     return [reply.seq, result.horizon, result.levels, *arrays]
 
 
 def _unpack(packed: list[Any]) -> Reply:
     if len(packed) == 1:
         return Reply(packed[0], None)
-    seq, horizon, levels, quantiles, tail, score = packed
-    arrays = {"quantiles": quantiles, "tail": tail, "score": score}
+    seq, horizon, levels, quantiles, tail, score, *later = packed
+    surprise = later[0] if later else [None] * len(tail)  # records from before there was one
+    arrays = {"quantiles": quantiles, "tail": tail, "score": score, "surprise": surprise}
     floats = {name: np.array(array, dtype=np.float64) for name, array in arrays.items()}
     return Reply(seq, ForecastResult(horizon=horizon, levels=tuple(levels), **floats))

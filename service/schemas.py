@@ -147,10 +147,15 @@ class Frames(Strict):
 
 
 class Anomaly(BaseModel):
-    """How surprising the frame was, given the forecast made before it."""
+    """How surprising the frame was, given the forecasts made before it.
+
+    ``tail_probability`` is calibrated and two-sided, of the frame's most extreme sample, ``score``
+    its -log10; ``surprise`` is the running score, for what lasts.
+    """
 
     score: float | None
     tail_probability: float | None
+    surprise: float | None
 
 
 class SessionForecast(BaseModel):
@@ -164,7 +169,7 @@ class SessionForecast(BaseModel):
         seq=0,
         horizon=2,
         quantiles={"0.1": [[5.2, 5.8]], "0.9": [[6.9, 8.3]]},
-        anomaly=[{"score": 0.35, "tail_probability": 0.447}],
+        anomaly=[{"score": 0.35, "tail_probability": 0.447, "surprise": 0.91}],
     )
     session: str
     seq: int

@@ -25,6 +25,9 @@ from service.samples import Float32, Float64
 HEADER: Final = struct.Struct("<BBHIQ")
 """Version, kind, flags, handle, seq of a binary message."""
 VERSION: Final = 1
+"""Of binary frames, and of binary forecasts unless the client knows a later one."""
+WITH_SURPRISE: Final = 2
+"""Version of binary forecasts with three numbers a channel about anomalies."""
 KIND_FRAME: Final = 1
 KIND_FORECAST: Final = 2
 MAX_SEQ: Final = 2**63 - 1
@@ -138,13 +141,17 @@ def check_seq(seq: object) -> int:
 def forecast_body(session: str, seq: int, result: ForecastResult) -> dict[str, object]:
     """The forecast after frame ``seq``, ready for ``dumps``."""
     by_level = np.ascontiguousarray(result.quantiles.transpose(1, 0, 2))
-    pairs = zip(result.score.tolist(), result.tail.tolist(), strict=True)
+    columns = (result.score, result.tail, result.surprise)
+    anomaly = zip(*(column.tolist() for column in columns), strict=True)
     return {
         "session": session,
         "seq": seq,
         "horizon": result.horizon,
         "quantiles": quantile_map(result.levels, by_level),
-        "anomaly": [{"score": score, "tail_probability": tail} for score, tail in pairs],
+        "anomaly": [
+            {"score": score, "tail_probability": tail, "surprise": surprise}
+            for score, tail, surprise in anomaly
+        ],
     }
 
 
@@ -159,10 +166,16 @@ def encode_forecast(session: str, seq: int, result: ForecastResult, request_id: 
     return encode(body, request_id)
 
 
-def encode_forecast_binary(handle: int, seq: int, result: ForecastResult) -> bytes:
-    """Header, float32 [channels, quantiles, horizon], float32 [channels, (score, tail)]."""
-    anomaly = np.stack([result.score, result.tail], axis=1)
-    header = HEADER.pack(VERSION, KIND_FORECAST, 0, handle, seq)
+def encode_forecast_binary(
+    handle: int, seq: int, result: ForecastResult, version: int = VERSION
+) -> bytes:
+    """Header, float32 [channels, quantiles, horizon], float32 [channels, (score, tail)].
+
+    From ``WITH_SURPRISE`` on the last are (score, tail, surprise).
+    """
+    columns = [result.score, result.tail, result.surprise]
+    anomaly = np.stack(columns if version >= WITH_SURPRISE else columns[:2], axis=1)
+    header = HEADER.pack(version, KIND_FORECAST, 0, handle, seq)
     return header + _little(result.quantiles) + _little(anomaly)
 
 

@@ -30,6 +30,7 @@ class ModelSession:
     horizon: int
     levels: list[float]
     encoding: str
+    binary_version: int = 1
     owner: object = None
     history: list[Any] = field(default_factory=list)
     state: np.ndarray = field(default_factory=lambda: np.zeros(1))
@@ -54,6 +55,7 @@ class ModelServer:
     busy: int = 0  # how many of the next messages are refused for now
     sessions: dict[str, ModelSession] = field(default_factory=dict)
     created: int = 0
+    newest_binary: int = 2
     frames_seen: int = 0
 
     def connect(self) -> Connection:
@@ -90,6 +92,7 @@ class Connection:
             case "session.attach":
                 session = self._find(body["session"])
                 session.encoding = body.get("encoding") or session.encoding
+                session.binary_version = self._version(body)
                 return self._created(session)
             case "frames.append":
                 session = self._find(body["session"])
@@ -123,12 +126,16 @@ class Connection:
             horizon=body["horizon"],
             levels=body["quantiles"],
             encoding=body.get("encoding", "json"),
+            binary_version=self._version(body),
             state=np.zeros(body["channels"]),
         )
         if body.get("prompt"):
             session.apply(np.array(body["prompt"], dtype=np.float64))
         self.server.sessions[session.id] = session
         return self._created(session)
+
+    def _version(self, body: dict[str, Any]) -> int:
+        return min(body.get("binary_version", 1), self.server.newest_binary)
 
     def _created(self, session: ModelSession) -> Message:
         session.owner = self
@@ -181,9 +188,10 @@ class Connection:
         self, session: ModelSession, seq: int, values: np.ndarray, last: np.ndarray
     ) -> bytes:
         handle = max(h for h, name in self.handles.items() if name == session.id)
-        anomaly = np.stack([last, np.full_like(last, 0.5)], axis=1)
-        body = np.concatenate([values.ravel(), anomaly.ravel()])
-        return HEADER.pack(1, 2, 0, handle, seq) + body.astype("<f4").tobytes()
+        version = session.binary_version
+        columns = [last, np.full_like(last, 0.5), 2.0 * last][: version + 1]
+        body = np.concatenate([values.ravel(), np.stack(columns, axis=1).ravel()])
+        return HEADER.pack(version, 2, 0, handle, seq) + body.astype("<f4").tobytes()
 
 
 class RefusedError(Exception):
@@ -210,7 +218,11 @@ def forecast_text(
 ) -> str:
     scores = np.full(session.channels, np.nan) if last is None else last
     anomaly = [
-        {"score": None if np.isnan(s) else s, "tail_probability": None if np.isnan(s) else 0.5}
+        {
+            "score": None if np.isnan(s) else s,
+            "tail_probability": None if np.isnan(s) else 0.5,
+            "surprise": None if np.isnan(s) else 2.0 * s,
+        }
         for s in scores
     ]
     quantiles = {str(level): values[:, q].tolist() for q, level in enumerate(levels)}

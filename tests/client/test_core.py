@@ -30,6 +30,16 @@ def test_frames_are_applied_in_order_and_answered(encoding: Encoding) -> None:
         expected = reference.forecast(3, [0.1, 0.5, 0.9])
         np.testing.assert_allclose(forecast.values, expected, rtol=1e-6)
         assert [anomaly.score for anomaly in forecast.anomalies] == [seq, -seq]
+        assert [anomaly.surprise for anomaly in forecast.anomalies] == [2 * seq, -2 * seq]
+
+
+def test_a_server_of_binary_version_1_has_no_surprise() -> None:
+    core, wire = wired(newest_binary=1)
+    key, _ = opened(core, wire, "binary", channels=2)
+    ticket = core.append(key, [3.0, -3.0])
+    wire.settle()
+    anomalies = wire.forecast(ticket).anomalies
+    assert [(anomaly.score, anomaly.surprise) for anomaly in anomalies] == [(3, None), (-3, None)]
 
 
 def test_no_more_frames_unanswered_than_the_window() -> None:

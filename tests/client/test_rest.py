@@ -28,7 +28,7 @@ FORECAST = {
     "seq": 4,
     "horizon": 2,
     "quantiles": {"0.9": [[3, 4]], "0.1": [[1, 2]]},
-    "anomaly": [{"score": None, "tail_probability": None}],
+    "anomaly": [{"score": None, "tail_probability": None, "surprise": 1.25}],
 }
 SESSION = {
     "session_id": "s1",
@@ -132,6 +132,7 @@ def test_a_session_from_creation_to_deletion() -> None:
         assert recorder.body() == {"seq": 4, "values": [[7.0]], "timestamps": [1]}
         assert (forecast.seq, forecast.levels) == (4, (0.1, 0.9))
         assert forecast.anomalies[0].score is None
+        assert forecast.anomalies[0].surprise == 1.25
         assert client.session_forecast("s1", 2).horizon == 2
         client.reset("s1")
         assert client.fork("s1") == "s2"

@@ -36,6 +36,7 @@ class FakeEngine:
 
     def __init__(self, max_rows: int = 1000) -> None:
         self.forecaster = FakeForecaster()
+        self.state_spec = self.forecaster.state_spec()
         self.fingerprint = "f" * 64
         self.vocab_size = None
         self.alive = True
@@ -145,7 +146,8 @@ class FakeEngine:
         query = check_query(horizon, levels, 10**6)
         ahead = total[:, :, None] + np.arange(query.horizon) + np.array(query.levels)[:, None]
         tail = np.where(total[:, 0] > 0, 0.5, np.nan)
-        return ForecastResult(ahead, query.horizon, query.levels, tail, -np.log10(tail))
+        score = -np.log10(tail)
+        return ForecastResult(ahead, query.horizon, query.levels, tail, score, 3.0 * score)
 
     def _submit(self, job: Callable[[], Any]) -> Future[Any]:
         if self._held is None:

@@ -37,7 +37,13 @@ async def test_a_frame_is_answered_with_its_forecast(peer):
         "seq": 0,
         "horizon": 2,
         "quantiles": {"0.5": [[3.5, 4.5]]},
-        "anomaly": [{"score": pytest.approx(0.30103, abs=1e-5), "tail_probability": 0.5}],
+        "anomaly": [
+            {
+                "score": pytest.approx(0.30103, abs=1e-5),
+                "tail_probability": 0.5,
+                "surprise": pytest.approx(0.90309, abs=1e-5),
+            }
+        ],
         "request_id": "r",
     }
 
@@ -55,6 +61,20 @@ async def test_binary_frames_and_binary_answers(peer):
     assert struct.unpack_from("<BBHIQ", await peer.raw())[1:] == (2, 0, handle, 1)
     assert (await peer.ask({"type": "keepalive"}))["type"] == "ack"
     assert (await peer.ask(binary(handle, 5, 1.0, 1.0)))["error"]["code"] == "seq_gap"
+
+
+async def test_binary_answers_of_version_2_hold_the_surprise(peer):
+    created = await peer.create(horizon=1, quantiles=[0.5], encoding="binary", binary_version=2)
+    assert created["binary_version"] == 2
+    peer.post(binary(created["handle"], 0, 1.0))
+    data = await peer.raw()
+    assert struct.unpack_from("<BBHIQ", data) == (2, 2, 0, created["handle"], 0)
+    floats = np.frombuffer(data, "<f4", offset=16)
+    np.testing.assert_allclose(floats[1:], [0.30103, 0.5, 0.90309], rtol=1e-5)
+    attach = {"type": "session.attach", "session": created["session"], "encoding": "binary"}
+    assert (await peer.ask(attach))["binary_version"] == 1
+    peer.post(binary(created["handle"], 1, 1.0))
+    assert len(await peer.raw()) == 16 + 4 * 3
 
 
 async def test_base64_frames(peer):

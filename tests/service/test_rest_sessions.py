@@ -34,8 +34,12 @@ async def test_a_session_over_rest(client):
         "horizon": 1,
         "quantiles": {"0.5": [[8.5], [-7.5]]},
         "anomaly": [
-            {"score": -math.log10(0.5), "tail_probability": 0.5},
-            {"score": None, "tail_probability": None},
+            {
+                "score": -math.log10(0.5),
+                "tail_probability": 0.5,
+                "surprise": -3.0 * math.log10(0.5),
+            },
+            {"score": None, "tail_probability": None, "surprise": None},
         ],
     }
     assert (await client.post(f"{path}/frames", json=frame)).content == reply.content

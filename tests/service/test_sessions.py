@@ -23,7 +23,7 @@ from service.wire import Frame
 
 def result(size: int = 1) -> ForecastResult:
     one = np.array([0.5])
-    return ForecastResult(np.zeros((1, 1, size)), size, (0.5,), one, one)
+    return ForecastResult(np.zeros((1, 1, size)), size, (0.5,), one, one, one)
 
 
 def frame(seq: int, values=((1.0,),), stamps=None) -> Frame:

@@ -122,6 +122,7 @@ def test_control_messages_are_parsed():
         {"type": "session.create", "channels": True},
         {"type": "session.create", "sample_interval": 0},
         {"type": "session.create", "encoding": "xml"},
+        {"type": "session.create", "encoding": "binary", "binary_version": 3},
         {"type": "session.create", "unknown": 1},
         {"type": "session.attach"},
         {"type": "session.attach", "session": None},
@@ -172,8 +173,8 @@ def test_no_json_raises(kind, fields):
 
 def result(channels: int = 2, horizon: int = 3) -> ForecastResult:
     values = np.arange(channels * 2 * horizon, dtype=np.float64).reshape(channels, 2, horizon)
-    tail = np.array([0.25, np.nan])
-    return ForecastResult(values, horizon, (0.1, 0.9), tail, np.array([0.6, np.nan]))
+    tail, score, surprise = np.array([[0.25, 0.6, 1.5], [np.nan] * 3]).T
+    return ForecastResult(values, horizon, (0.1, 0.9), tail, score, surprise)
 
 
 def test_a_forecast_as_text():
@@ -188,8 +189,8 @@ def test_a_forecast_as_text():
             "0.9": [[3.0, 4.0, 5.0], [9.0, 10.0, 11.0]],
         },
         "anomaly": [
-            {"score": 0.6, "tail_probability": 0.25},
-            {"score": None, "tail_probability": None},
+            {"score": 0.6, "tail_probability": 0.25, "surprise": 1.5},
+            {"score": None, "tail_probability": None, "surprise": None},
         ],
         "request_id": "r",
     }
@@ -203,8 +204,17 @@ def test_a_forecast_as_binary():
     np.testing.assert_array_equal(floats[12:], np.array([0.6, 0.25, np.nan, np.nan], dtype="<f4"))
 
 
+def test_a_forecast_as_binary_of_version_2():
+    data = wire.encode_forecast_binary(7, 4, result(), 2)
+    assert struct.unpack_from("<BBHIQ", data) == (2, 2, 0, 7, 4)
+    floats = np.frombuffer(data, dtype="<f4", offset=16)
+    expected = np.array([0.6, 0.25, 1.5, np.nan, np.nan, np.nan], dtype="<f4")
+    np.testing.assert_array_equal(floats[12:], expected)
+
+
 def test_a_value_beyond_float32_is_the_largest_float32():
-    big = ForecastResult(np.full((1, 1, 1), 1e300), 1, (0.5,), np.array([0.5]), np.array([0.3]))
+    tail, score, surprise = np.array([[0.5], [0.3], [0.9]])
+    big = ForecastResult(np.full((1, 1, 1), 1e300), 1, (0.5,), tail, score, surprise)
     floats = np.frombuffer(wire.encode_forecast_binary(1, 0, big), dtype="<f4", offset=16)
     assert floats[0] == np.finfo(np.float32).max
 

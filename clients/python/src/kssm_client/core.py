@@ -32,6 +32,7 @@ from kssm_client.wire import (
     GoAway,
     Message,
     Reply,
+    binary_version,
     decode,
     encode_control,
     encode_create,
@@ -93,7 +94,12 @@ class ClientCore:
 
     def attach(self, session_id: str, encoding: Encoding | None = None) -> tuple[int, int]:
         """Take over an existing session: (its key here, ticket)."""
-        message = encode_control("session.attach", session=session_id, encoding=encoding)
+        message = encode_control(
+            "session.attach",
+            session=session_id,
+            encoding=encoding,
+            binary_version=binary_version(encoding),
+        )
         return self._open(Job(self._ticket(), "session.attach", message=message))
 
     def append(

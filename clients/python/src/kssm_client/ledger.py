@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from kssm_client.errors import ConflictError, KSSMClientError, ReplyLostError
 from kssm_client.types import Forecast, SessionInfo
-from kssm_client.wire import Created, Frame, Message, encode_control
+from kssm_client.wire import Created, Frame, Message, binary_version, encode_control
 
 Result = Forecast | SessionInfo | None
 
@@ -109,7 +109,12 @@ class Ledger:
         return job.frame.encode(self.info.session, self.handle, seq), self._launch(job, seq)
 
     def _attach_message(self, info: SessionInfo) -> str:
-        return encode_control("session.attach", session=info.session, encoding=info.encoding)
+        return encode_control(
+            "session.attach",
+            session=info.session,
+            encoding=info.encoding,
+            binary_version=binary_version(info.encoding),
+        )
 
     def _launch(self, job: Job, seq: int | None = None) -> Flight:
         self.sent += 1

@@ -21,14 +21,21 @@ _LEVEL_TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Anomaly:
-    """How surprising a channel's newest samples were to the forecast made before them.
+    """How surprising a channel's newest samples were to the forecasts made before them.
 
-    ``tail_probability`` is two-sided under normal tails, ``score`` is its -log10 (0 = expected,
-    larger = rarer; at most 12); both are None where the server had no forecast to compare with.
+    ``tail_probability`` is how often a sample so extreme is to be expected (calibrated, two-sided),
+    ``score`` its -log10 (0 = expected, 3 = one in a thousand; at most 12). ``surprise`` is the
+    running score: the mean over some 32 samples of how unlikely sample and level were, 0.87 at
+    rest. All are of the frame's most extreme sample, and None where the server had no forecast to
+    compare with (``surprise`` also from a server that has none).
+
+    To be alarmed wrongly about once in n samples, take ``tail_probability < 1 / n`` as the alarm,
+    or a ``surprise`` above its own (1 - 1 / n) quantile of a time without alarms.
     """
 
     score: float | None
     tail_probability: float | None
+    surprise: float | None = None
 
 
 def _level_index(levels: tuple[float, ...], level: float) -> int:

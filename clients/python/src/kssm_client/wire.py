@@ -38,6 +38,8 @@ MAX_MAGNITUDE = 1e30
 
 _HEADER = struct.Struct("<BBHIQ")
 _VERSION = 1
+BINARY_VERSION = 2
+"""Newest version of binary forecasts that this client reads: three numbers about anomalies."""
 _KIND_FRAME = 1
 _KIND_FORECAST = 2
 _ENVELOPE_BYTES = 256
@@ -155,6 +157,11 @@ def encode_control(kind: str, **fields: object) -> str:
     return json.dumps({"type": kind, **present}, allow_nan=False)
 
 
+def binary_version(encoding: Encoding | None) -> int | None:
+    """The version of binary forecasts to ask for."""
+    return BINARY_VERSION if encoding == "binary" else None
+
+
 def encode_create(options: SessionOptions) -> str:
     """The ``session.create`` message; TooLargeError when the prompt does not fit into one."""
     prompt = None if options.prompt is None else as_rows(options.prompt)
@@ -169,6 +176,7 @@ def encode_create(options: SessionOptions) -> str:
         timestamps=times,
         sample_interval=options.sample_interval,
         encoding=options.encoding,
+        binary_version=binary_version(options.encoding),
     )
     _check_size(len(message))
     return message
@@ -204,6 +212,7 @@ class BinaryForecast:
     handle: int
     seq: int
     numbers: npt.NDArray[np.float32]
+    version: int = _VERSION
 
 
 Reply = Created | Ack | GoAway | Forecast | BinaryForecast | ServerError
@@ -240,21 +249,21 @@ def _decode_text(message: str) -> Reply:
 
 def _decode_binary(message: bytes) -> BinaryForecast:
     version, kind, _flags, handle, seq = _HEADER.unpack_from(message)
-    if (version, kind) != (_VERSION, _KIND_FORECAST):
+    if not _VERSION <= version <= BINARY_VERSION or kind != _KIND_FORECAST:
         raise ProtocolError(f"binary message of version {version}, kind {kind}")
-    return BinaryForecast(handle, seq, np.frombuffer(message, "<f4", offset=_HEADER.size))
+    return BinaryForecast(handle, seq, np.frombuffer(message, "<f4", offset=_HEADER.size), version)
 
 
 def shape_binary(reply: BinaryForecast, info: SessionInfo) -> Forecast:
     """Give a binary reply its session's shape; ProtocolError when the length does not fit."""
     channels, levels = info.channels, info.quantiles
-    size = channels * len(levels) * info.horizon
-    if reply.numbers.size != size + 2 * channels:
+    size, facts = channels * len(levels) * info.horizon, reply.version + 1
+    if reply.numbers.size != size + facts * channels:
         raise ProtocolError(f"binary forecast of {reply.numbers.size} numbers does not fit")
     numbers = reply.numbers.astype(np.float64)
     values = numbers[:size].reshape(channels, len(levels), info.horizon)
     anomalies = tuple(
-        Anomaly(_number(score), _number(tail)) for score, tail in numbers[size:].reshape(-1, 2)
+        Anomaly(*map(_number, channel)) for channel in numbers[size:].reshape(-1, facts)
     )
     order = sorted(range(len(levels)), key=levels.__getitem__)
     ascending = tuple(levels[index] for index in order)
@@ -284,7 +293,8 @@ def forecast_from_body(body: Mapping[str, Any]) -> Forecast:
     by_level = sorted((float(k), v) for k, v in body["quantiles"].items())
     values = np.stack([np.asarray(rows, dtype=np.float64) for _, rows in by_level], axis=1)
     anomalies = tuple(
-        Anomaly(entry["score"], entry["tail_probability"]) for entry in body.get("anomaly") or ()
+        Anomaly(entry["score"], entry["tail_probability"], entry.get("surprise"))
+        for entry in body.get("anomaly") or ()
     )
     levels = tuple(level for level, _ in by_level)
     return Forecast(str(body["session"]), int(body["seq"]), levels, values, anomalies)
