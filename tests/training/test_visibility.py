@@ -104,3 +104,20 @@ def test_thinning_everything_or_nothing() -> None:
     )
     with pytest.raises(InvalidInputError):
         thin(2, 10, generator=generator, keep_range=(0.0, 0.5))
+
+
+def test_slow_rows_show_every_kth_sample() -> None:
+    config = VisibilityConfig(
+        gap_probabilities=(), dropout_probability=0.0, slow_probability=0.5, slow_most=4
+    )
+    visible = mask(800, 240, config)[:, 12:]
+    shares = visible.double().mean(1)
+    assert 0.4 < (shares < 1.0).double().mean() < 0.6
+    assert {round(float(share), 4) for share in shares} == {1.0, 0.5, 0.3333, 0.25}
+    distances = {int(row.nonzero().diff(dim=0).unique()) for row in visible[shares < 1.0][:50]}
+    assert distances == {2, 3, 4}
+
+
+def test_slow_rows_lose_something() -> None:
+    with pytest.raises(InvalidInputError):
+        VisibilityConfig(slow_most=1)
