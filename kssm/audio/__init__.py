@@ -1,0 +1,1 @@
+"""Sound: forecasts of the next samples, and concealment of lost ones, at constant cost."""

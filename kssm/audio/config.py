@@ -1,0 +1,69 @@
+"""Shape of an audio forecaster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kssm.errors import InvalidInputError
+from kssm.models.kssm import KSSMConfig
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """Sizes in samples unless said otherwise.
+
+    Attributes:
+        sample_rate: samples a second that the model was trained for.
+        patch: of one token.
+        block: after so many samples linear prediction is fitted afresh; divides ``patch``.
+        history: that a row keeps; what linear prediction and repetition look at.
+        horizon: that one read of the outlook covers; a multiple of ``patch``.
+        shortest_lag, longest_lag: range of the periods that repetition may use (both included).
+        order: of the longer linear predictor; the shorter one has half of it.
+        memory: decay a sample of the window of linear prediction (Barnwell 1981), below 1.
+        sample_hidden: width of the network that predicts the next sample.
+        outlook_hidden: width of the network that predicts the next ``horizon`` samples.
+        backbone: of the recurrence over patches.
+    """
+
+    sample_rate: int = 8000
+    patch: int = 40
+    block: int = 10
+    history: int = 400
+    horizon: int = 200
+    shortest_lag: int = 20
+    longest_lag: int = 160
+    order: int = 32
+    memory: float = 0.975
+    sample_hidden: int = 128
+    outlook_hidden: int = 352
+    backbone: KSSMConfig = field(
+        default_factory=lambda: KSSMConfig(d_model=160, n_layers=4, d_inner=192, d_mlp=192, rank=16)
+    )
+
+    def __post_init__(self) -> None:
+        sizes = (self.sample_rate, self.patch, self.shortest_lag, self.order // 2)
+        fitting = (
+            min(sizes) >= 1
+            and self.order % 2 == 0
+            and self.shortest_lag < self.longest_lag
+            and self.horizon >= self.patch
+            and self.horizon % self.patch == 0
+            and self.block >= 1
+            and self.patch % self.block == 0
+            and self.history >= max(2 * self.longest_lag + self.patch, 4 * self.patch)
+            and self.longest_lag >= self.order
+            and 0.0 < self.memory < 1.0
+        )
+        if not fitting:
+            raise InvalidInputError("these sizes do not fit together", code="invalid_config")
+
+    @property
+    def blocks(self) -> int:
+        """Of a patch."""
+        return self.patch // self.block
+
+    @property
+    def lags(self) -> int:
+        """How many periods repetition chooses from."""
+        return self.longest_lag - self.shortest_lag + 1

@@ -1,0 +1,120 @@
+"""The network: patches of samples through a recurrence, read by two heads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kssm.audio.analysis import Period, Prediction, find_period, predict_linearly
+from kssm.audio.config import AudioConfig
+from kssm.audio.next_sample import Guess, NextSample
+from kssm.audio.outlook import Outlook
+from kssm.audio.tokens import describe, features
+from kssm.models.base import State
+from kssm.models.kssm import KSSM
+from kssm.models.layers import init_linear
+
+
+class Border(NamedTuple):
+    """What is known between two patches, of rows [...].
+
+    window: [..., history] the samples before.
+    linear, period: their analysis.
+    context: [..., d_model] the recurrence's output for the patch before.
+    """
+
+    window: Tensor
+    linear: Prediction
+    period: Period
+    context: Tensor
+
+
+class Encoded(NamedTuple):
+    """What is known within and around N patches of M blocks.
+
+    blocks: [B, N M + 1, history] the samples before each block, and after the last.
+    linear: of ``blocks``.
+    period: [B, N + 1] before each patch, and after the last.
+    context: [B, N + 1, d_model] the recurrence's output there.
+    """
+
+    blocks: Tensor
+    linear: Prediction
+    period: Period
+    context: Tensor
+
+    def border(self, rows: Tensor, patches: Tensor) -> Border:
+        """Before the patches [R] of rows [R]."""
+        block = patches * ((self.blocks.shape[1] - 1) // max(1, self.context.shape[1] - 1))
+        linear = Prediction(*(entry[rows, block] for entry in self.linear))
+        period = Period(*(entry[rows, patches] for entry in self.period))
+        return Border(self.blocks[rows, block], linear, period, self.context[rows, patches])
+
+
+class AudioNetwork(nn.Module):
+    """Weights and their use on whole sequences; ``AudioForecaster`` adds the rows' state."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = init_linear(features(config), config.backbone.d_model, bias=True)
+        self.backbone = KSSM(config.backbone)
+        self.next_sample = NextSample(config)
+        self.outlook = Outlook(config)
+
+    def encode(
+        self,
+        samples: Tensor,
+        history: Tensor,
+        context: Tensor,
+        lost: Tensor,
+        state: State | None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Encoded, State]:
+        """Run patches [B, N patch] through the recurrence; differentiable in the weights.
+
+        Args:
+            samples: float32, every missing one filled in; N may be 0.
+            history: [B, history] samples before them.
+            context: [B, d_model] the recurrence's output before them.
+            lost: [B, N] share of each patch's samples that were missing.
+            state: of the recurrence, None = fresh.
+            lengths: [B] patches of each row, None = all N.
+        """
+        config, step = self.config, self.config.blocks
+        with torch.no_grad():
+            blocks = torch.cat([history, samples], 1).unfold(1, config.history, config.block)
+            linear = predict_linearly(blocks, config)
+            borders = blocks[:, ::step]
+            period = find_period(borders, linear.level[:, ::step], config)
+            after = Prediction(*(entry[:, step::step] for entry in linear))
+            heard = Period(*(entry[:, 1:] for entry in period))
+            before = linear.level[:, :-1:step]
+            tokens = describe(borders[:, 1:], after, heard, before, lost, config)
+        hidden, new_state = self.backbone(self.embed(tokens), state, lengths)
+        contexts = torch.cat([context.unsqueeze(1).to(hidden.dtype), hidden], 1)
+        return Encoded(blocks, linear, period, contexts), new_state
+
+    def guess_next(self, encoded: Encoded, samples: Tensor) -> Guess:
+        """One sample ahead, each of the samples [B, N patch] that were encoded: [B, N patch]."""
+        config = self.config
+        own = samples.unflatten(1, (-1, config.block))
+        buffer = torch.cat([encoded.blocks[:, :-1], own], -1).unflatten(1, (-1, config.blocks))
+        linear = Prediction(
+            *(entry[:, :-1].unflatten(1, (-1, config.blocks)) for entry in encoded.linear)
+        )
+        lag, context = encoded.period.lag[:, :-1], encoded.context[:, :-1]
+        guess = self.next_sample(buffer, linear, lag, context)
+        return Guess(guess.mean.flatten(1), guess.scale.flatten(1))
+
+    def look_ahead(self, border: Border) -> Guess:
+        """The samples after borders [R]: [R, horizon]."""
+        return self.outlook(border.window, border.linear, border.period, border.context)
+
+
+def pad_patches(samples: Tensor, patch: int) -> Tensor:
+    """Samples [B, T] with zeros after them, to whole patches."""
+    return F.pad(samples, (0, -samples.shape[1] % patch))
