@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,9 @@ from kssm.models import KSSMConfig, State
 
 pytest.importorskip("triton")
 
-from kssm.forecast.fused.kernel_launch import Call, Plan, Scratch, launch
+from kssm.forecast.fused.kernel_call import Call
+from kssm.forecast.fused.kernel_launch import Plan, Scratch, launch
+from kssm.forecast.fused.kernel_launch_many import Between, ManyPlan, launch_many
 from kssm.forecast.fused.kernel_read import level_weights, read
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,14 +29,34 @@ SPLIT = Plan(whole=False, tile=16, channels=16, hidden=16, head_hidden=16, horiz
 WHOLE = Plan(
     whole=True, tile=16, channels=16, hidden=16, head_hidden=16, horizons=4, recur=16, stages=1
 )
-PLANS = [pytest.param(SPLIT, id="split"), pytest.param(WHOLE, id="whole")]
+MANY = ManyPlan(
+    chunk=3,
+    tile=16,
+    hidden=16,
+    next_columns=16,
+    select_tile=16,
+    head_tile=16,
+    horizons=16,
+    stages=1,
+)
+ONE = replace(SPLIT, tile=1)
+PLANS = [
+    pytest.param(SPLIT, id="split"),
+    pytest.param(ONE, id="one"),
+    pytest.param(WHOLE, id="whole"),
+    pytest.param(MANY, id="many"),
+]
 
 
 class Fused:
     """A forecaster's kernels over an arena of its own, a copy of ``arena``."""
 
     def __init__(
-        self, model: SignalForecaster, arena: State, plan: Plan, kind: torch.dtype = torch.float32
+        self,
+        model: SignalForecaster,
+        arena: State,
+        plan: Plan | ManyPlan,
+        kind: torch.dtype = torch.float32,
     ) -> None:
         sizes = Sizes.of(model)
         assert sizes is not None
@@ -45,11 +69,19 @@ class Fused:
         tail = torch.full_like(values, 7.0)
         healthy = torch.zeros(len(values), dtype=torch.bool, device=values.device)
         table = torch.tensor(addresses, device=values.device)
-        scratch = Scratch.allocate(len(values), self.weights, self.plan)
-        for between in scratch:
-            between.fill_(torch.nan)  # what is read before it is written shows
         call = Call(values, dt, slots, table, tail, healthy)
-        launch(self.weights, self.plan, scratch, call, pdl=False)
+        if isinstance(self.plan, Plan):
+            between = Scratch.allocate(len(values), self.weights, self.plan)
+        else:
+            between = Between.allocate(self.plan.chunk, self.weights, self.plan)
+        for memory in between:
+            memory.fill_(torch.nan)  # what is read before it is written shows
+        if isinstance(self.plan, Plan):
+            assert isinstance(between, Scratch)
+            launch(self.weights, self.plan, between, call, pdl=False)
+        else:
+            assert isinstance(between, Between)
+            launch_many(self.weights, self.plan, [between], call, pdl=False)
         return tail, healthy
 
 
@@ -80,7 +112,7 @@ def worst(found: State, expected: State) -> float:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_steps_equal_those_of_torch(plan: Plan) -> None:
+def test_steps_equal_those_of_torch(plan: Plan | ManyPlan) -> None:
     model = tiny_forecaster().to(DEVICE)
     reference = warm(model)
     fused = Fused(model, reference, plan)
@@ -112,7 +144,7 @@ def test_sizes_that_are_not_powers_of_two_are_padded() -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_half_precision_products_stay_close(plan: Plan) -> None:
+def test_half_precision_products_stay_close(plan: Plan | ManyPlan) -> None:
     model = tiny_forecaster().to(DEVICE)
     reference = warm(model)
     fused = Fused(model, reference, plan, torch.float16)
@@ -123,7 +155,7 @@ def test_half_precision_products_stay_close(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_sick_row_touches_nobody_and_keeps_its_forecast(plan: Plan) -> None:
+def test_a_sick_row_touches_nobody_and_keeps_its_forecast(plan: Plan | ManyPlan) -> None:
     model = tiny_forecaster().to(DEVICE)
     well = Fused(model, warm(model), plan)
     sick = Fused(model, well.arena, plan)
@@ -145,7 +177,7 @@ def test_a_sick_row_touches_nobody_and_keeps_its_forecast(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_rows_do_not_depend_on_their_neighbours(plan: Plan) -> None:
+def test_rows_do_not_depend_on_their_neighbours(plan: Plan | ManyPlan) -> None:
     model = tiny_forecaster().to(DEVICE)
     together = Fused(model, warm(model), plan)
     alone = Fused(model, together.arena, plan)

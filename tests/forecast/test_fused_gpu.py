@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kssm.forecast import SignalForecaster, pretrained
+from kssm.forecast.resolutions import at_one_resolution
 from kssm.forecast.testing import tiny_forecaster
 from kssm.models import State
 
@@ -34,7 +35,7 @@ def fed(model: SignalForecaster, rows: int) -> tuple[State, State, Tensor]:
 @torch.inference_mode()
 def test_steps_equal_those_of_torch(name: str, tolerance: float, rows: int) -> None:
     tiny = name == "tiny"
-    model = tiny_forecaster().cuda() if tiny else pretrained.load(name, "cuda")
+    model = tiny_forecaster().cuda() if tiny else at_one_resolution(pretrained.load(name, "cuda"))
     assert model.step_weights is not None
     mine, reference, values = fed(model, rows)
     slots = torch.randperm(rows).cuda() + 1

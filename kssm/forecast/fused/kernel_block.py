@@ -82,22 +82,30 @@ def filter_block(
 
 
 @triton.jit
+def selected(low, ups, KIND: tl.constexpr):
+    """alpha, omega and dt [M, WIDTH] from selections [M, RANK] and their maps [WIDTH, RANK]."""
+    return (
+        product(low[0], ups[0], KIND),
+        product(low[1], ups[1], KIND),
+        product(low[2], ups[2], KIND),
+    )
+
+
+@triton.jit
 def recur_block(
-    low, ups, constants, b_re, b_im, stored, place, factor, live, active, gate,
+    selection, constants, b_re, b_im, stored, place, factor, live, active, gate,
     WIDTH: tl.constexpr, EPS: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """A group's gated output [M, WIDTH]; the states ``stored`` at ``place`` [M, 2 WIDTH] advance.
 
-    ``low`` and ``ups``: three selections [M, RANK] and their maps [WIDTH, RANK]; ``constants``: the
-    table's last eight lines; ``b_*`` [M, 1], ``factor`` [M], ``active`` and ``gate`` [M, WIDTH].
-    A pair whose new value is not finite is not written.
+    ``selection``: alpha, omega, dt [M, WIDTH]; ``constants``: the table's last eight lines;
+    ``b_*`` [M, 1], ``factor`` [M], ``active`` and ``gate`` [M, WIDTH]. A pair whose new value is
+    not finite is not written.
     """
     EXACT: tl.constexpr = tl.float32 == KIND
     alpha_bias, shift, scale, dt_bias, c_re, c_im, skip, norm = constants
     mask = live[:, None]
-    alpha = product(low[0], ups[0], KIND)
-    omega = product(low[1], ups[1], KIND)
-    step = product(low[2], ups[2], KIND)
+    alpha, omega, step = selection
     h_re, h_im = tl.split(tl.reshape(stored, [stored.shape[0], WIDTH, 2]))
     biases = (alpha_bias, shift, scale, dt_bias)
     gates = token_gates(alpha, omega, step, factor[:, None], biases, EXACT)

@@ -89,9 +89,12 @@ def scratch(pointer, tile, first, BLOCK: tl.constexpr, STRIDE: tl.constexpr, WID
 def product(x, weight, KIND: tl.constexpr):
     """x [M, K] times the transpose of weight [N, K], operands of dtype KIND, sums in fp32.
 
-    In fp32 each operand is split in three parts that tensor cores take: as accurate as fp32.
+    In fp32 each operand is split in three parts that tensor cores take: as accurate as fp32. One
+    row is multiplied out where the weights arrive: sooner done than bringing them to tensor cores.
     """
-    if weight.dtype == tl.float32:
+    if x.shape[0] == 1:
+        result = tl.sum(x.to(tl.float32) * weight.to(tl.float32), axis=1)[None, :]
+    elif weight.dtype == tl.float32:
         result = tl.dot(x, tl.trans(weight), input_precision="tf32x3")
     else:
         result = tl.dot(x.to(KIND), tl.trans(weight))

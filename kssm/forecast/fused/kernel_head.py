@@ -56,7 +56,11 @@ def _quantiles(raw, last, M: tl.constexpr, AHEAD: tl.constexpr):
     up = (row >= 6) & (row < 10) & (level >= row - 1)
     spread = tl.where(row < 2, 1.0, tl.where(up, 1.0, tl.where(down, -1.0, 0.0)))
     terms = tl.where(output[None, :] < 10, terms, 0.0)
-    return tl.dot(terms, spread, input_precision="ieee")
+    if M == 1:
+        result = tl.sum(terms[:, :, None] * spread[None, :, :], axis=1)
+    else:
+        result = tl.dot(terms, spread, input_precision="ieee")
+    return result
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -112,6 +116,67 @@ def head_kernel(
     mask = (live & healthy)[:, None, None] & (level < 9)
     tl.store(forecast[:, None, None] + ahead + level, quantiles, mask=mask)
     if block == 0:
+        tl.store(healthy_ptr + row, healthy | (slot == 0), mask=row < rows)
+        for field in tl.static_range(7):
+            value = tl.load(kept + field, mask=live, other=0.0)
+            tl.store(scaler + field, value, mask=live & healthy)
+
+
+@triton.jit
+def _raw(
+    hidden,
+    weight_ptr,
+    bias_ptr,
+    first,
+    output,
+    HIDDEN: tl.constexpr,
+    AHEAD: tl.constexpr,
+    KIND: tl.constexpr,
+):
+    """One of the ten outputs [M, AHEAD] for the horizons from ``first`` on."""
+    row = (first + tl.arange(0, AHEAD)) * 16 + output
+    weight = tl.load(weight_ptr + row[:, None] * HIDDEN + tl.arange(0, HIDDEN)[None, :])
+    return product(hidden, weight, KIND) + tl.load(bias_ptr + row)[None, :]
+
+
+@triton.jit(do_not_specialize=["rows"])
+def heads_kernel(
+    hidden_ptr, after_ptr, slots_ptr, table_ptr, weight_ptr, bias_ptr, healthy_ptr, rows,
+    HIDDEN: tl.constexpr, HORIZON: tl.constexpr, LARGEST: tl.constexpr, KIND: tl.constexpr,
+    PDL: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """As ``head_kernel``, for many rows: outputs one after another, so that none change lanes."""
+    blocks: tl.constexpr = HORIZON // AHEAD
+    first = tl.program_id(0) % blocks * AHEAD
+    tile = tl.program_id(0) // blocks
+    slot, live = slots_of(slots_ptr, tile, rows, BLOCK)
+    row = tile * BLOCK + tl.arange(0, BLOCK)
+    wait_for_inputs(PDL)
+    finish_early(PDL)
+    kept = after_ptr + row * 7
+    mean = tl.load(kept + 1, mask=live, other=0.0)
+    variance = tl.load(kept + 2, mask=live, other=0.0)
+    last = normalise(tl.load(kept + 5, mask=live, other=0.0), mean, variance).to(tl.float32)
+    hidden = tl.load(scratch(hidden_ptr, tile, 0, BLOCK, HIDDEN, HIDDEN))
+    large = tl.sum(tl.where(tl.abs(hidden.to(tl.float32)) <= LARGEST, 0, 1), axis=1)
+    healthy = (large == 0) & is_finite(last)
+    forecast = tl.load(table_ptr + 1).to(tl.pointer_type(tl.float32)) + slot * (HORIZON * 9)
+    place = forecast[:, None] + (first + tl.arange(0, AHEAD))[None, :] * 9
+    mask = (live & healthy)[:, None]
+    gate = tl.sigmoid(_raw(hidden, weight_ptr, bias_ptr, first, 1, HIDDEN, AHEAD, KIND))
+    median = _raw(hidden, weight_ptr, bias_ptr, first, 0, HIDDEN, AHEAD, KIND)
+    median += gate * last[:, None]
+    tl.store(place + 4, median, mask=mask)
+    low, high = median, median
+    for i in tl.static_range(4):
+        low -= softplus(_raw(hidden, weight_ptr, bias_ptr, first, 2 + i, HIDDEN, AHEAD, KIND), True)
+        tl.store(place + (3 - i), low, mask=mask)
+    for i in tl.static_range(4):
+        raw = _raw(hidden, weight_ptr, bias_ptr, first, 6 + i, HIDDEN, AHEAD, KIND)
+        high += softplus(raw, True)
+        tl.store(place + (5 + i), high, mask=mask)
+    if first == 0:
+        scaler = tl.load(table_ptr).to(tl.pointer_type(tl.float64)) + slot * 7
         tl.store(healthy_ptr + row, healthy | (slot == 0), mask=row < rows)
         for field in tl.static_range(7):
             value = tl.load(kept + field, mask=live, other=0.0)

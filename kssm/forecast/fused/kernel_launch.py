@@ -7,23 +7,17 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from kssm.forecast import scaler
-from kssm.forecast.distribution import SCORED_HORIZONS
+from kssm.forecast.fused.kernel_call import KINDS, LARGEST, Call, front
 from kssm.forecast.fused.kernel_head import head_kernel, hidden_kernel
-from kssm.forecast.fused.kernel_signal import front_kernel
 from kssm.forecast.fused.kernel_split import filter_kernel, mlp_kernel, recur_kernel
 from kssm.forecast.fused.kernel_whole import layers_kernel
-from kssm.forecast.fused.weights import LEAST, Weights
-from kssm.ops import scaler_scan
+from kssm.forecast.fused.weights import LEAST, Weights, divisor
 
 _FEW_ROWS = 2048
 """Up to so many rows a launch for each phase, beyond it all layers in one."""
-
-KINDS = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
-LARGEST = {torch.float16: 65504.0, torch.bfloat16: 1e30, torch.float32: 1e30}
 
 
 @dataclass(frozen=True)
@@ -65,9 +59,9 @@ def plan_for(rows: int, weights: Weights) -> Plan:
         whole=not few,
         tile=tile,
         channels=min(sizes.group, wide),
-        hidden=_divisor(sizes.d_mlp, wide),
+        hidden=divisor(sizes.d_mlp, wide),
         head_hidden=LEAST if narrow else 64,
-        horizons=_divisor(sizes.horizon, 2 if narrow else 4 if tile == LEAST else 8),
+        horizons=divisor(sizes.horizon, 2 if narrow else 4 if tile == LEAST else 8),
         warps=8 if few or narrow else 4,
         stages=1 if narrow else 2,
     )
@@ -90,7 +84,8 @@ class Scratch(NamedTuple):
     def allocate(cls, rows: int, weights: Weights, plan: Plan) -> Scratch:
         """Uninitialised memory on the weights' device."""
         sizes, kind = weights.sizes, weights.kind
-        rows = triton.cdiv(rows, plan.tile) * plan.tile
+        least = max(plan.tile, LEAST)
+        rows = triton.cdiv(rows, least) * least
 
         def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=weights.embed.device)
@@ -110,17 +105,6 @@ class Scratch(NamedTuple):
             mlp_parts=room(blocks, rows, sizes.d_model),
             hidden=room(rows, sizes.head_hidden, dtype=kind),
         )
-
-
-class Call(NamedTuple):
-    """One step's tensors on the device: inputs [rows], addresses of the arena, outputs [rows]."""
-
-    values: Tensor
-    dt: Tensor
-    slots: Tensor
-    table: Tensor
-    tail: Tensor
-    healthy: Tensor
 
 
 def step(
@@ -146,7 +130,7 @@ def launch(weights: Weights, plan: Plan, scratch: Scratch, call: Call, pdl: bool
 
     ``pdl``: start every kernel while the one before it ends (programmatic dependent launch).
     """
-    _front(weights, scratch, call)
+    front(weights, scratch.x, scratch.after, call, pdl)
     options: dict[str, Any] = {"KIND": KINDS[weights.kind], "PDL": pdl, "EPS": weights.sizes.eps}
     if pdl:
         options["launch_pdl"] = True
@@ -156,19 +140,6 @@ def launch(weights: Weights, plan: Plan, scratch: Scratch, call: Call, pdl: bool
     else:
         parts = _split(weights, plan, scratch, call, options)
         _head(weights, plan, scratch, call, options, scratch.x_next, parts)
-
-
-def _front(weights: Weights, scratch: Scratch, call: Call) -> None:
-    rows = len(call.values)
-    block = 16
-    front_kernel[(triton.cdiv(rows, block),)](
-        call.values, call.dt, call.slots, call.table, weights.embed, weights.embed_bias,
-        scratch.x, scratch.after, call.tail, rows,
-        DM=weights.sizes.d_model, HORIZON=weights.sizes.horizon, MEMORY=scaler_scan.MEMORY,
-        FAST_MEMORY=scaler_scan.FAST_MEMORY, CLIP=scaler_scan.CLIP,
-        WARM_UP=scaler_scan.WARM_UP, MAX_ABSOLUTE=scaler_scan.MAX_ABSOLUTE,
-        SCORED=SCORED_HORIZONS, PDL=False, BLOCK=block, num_warps=4,
-    )  # fmt: skip
 
 
 def _whole(
@@ -193,7 +164,7 @@ def _split(
     """Returns how many partial sums ``mlp_parts`` holds beside ``x_next``."""
     sizes, rows = weights.sizes, len(call.values)
     room = len(scratch.x)
-    tiles = room // plan.tile
+    tiles = triton.cdiv(rows, plan.tile)
     blocks, groups = sizes.d_inner // plan.channels, sizes.d_inner // sizes.group
     hidden = sizes.d_mlp // plan.hidden
     shared = {"DM": sizes.d_model, "BLOCK": plan.tile, "num_warps": plan.warps, **options}
@@ -246,8 +217,3 @@ def _head(
         STEP=sizes.head_hidden if plan.tile <= LEAST else min(128, sizes.head_hidden),
         num_warps=plan.warps, **options,
     )  # fmt: skip
-
-
-def _divisor(size: int, wanted: int) -> int:
-    """The largest power of two up to ``wanted`` that divides ``size``."""
-    return min(wanted, size & -size)

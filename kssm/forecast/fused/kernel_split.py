@@ -14,6 +14,7 @@ from kssm.forecast.fused.kernel_block import (
     filter_block,
     mlp_block,
     recur_block,
+    selected,
     tile_of,
     up_tiles,
     vectors,
@@ -117,8 +118,8 @@ def recur_kernel(
     active = tl.load(scratch(act_ptr, tile, first, BLOCK, DI, WIDTH)).to(tl.float32)
     gate = tl.load(scratch(gate_ptr, tile, first, BLOCK, DI, WIDTH)).to(tl.float32)
     mixed = recur_block(
-        low, ups, constants, b_re, b_im, stored, place, factor, live, active, gate, WIDTH, EPS,
-        KIND,
+        selected(low, ups, KIND), constants, b_re, b_im, stored, place, factor, live, active, gate,
+        WIDTH, EPS, KIND,
     )  # fmt: skip
     part = product(mixed, w_out, KIND)
     tl.store(scratch(parts_ptr + group * room * DM, tile, 0, BLOCK, DM, DM), part)

@@ -12,6 +12,7 @@ from kssm.forecast.fused.kernel_block import (
     filter_block,
     mlp_block,
     recur_block,
+    selected,
     tile_of,
     up_tiles,
     vectors,
@@ -82,8 +83,8 @@ def _recur_phase(
         state_at = state[:, None] + 2 * first + tl.arange(0, 2 * WIDTH)[None, :]
         stored = tl.load(state_at, mask=live[:, None], other=0.0)
         mixed = recur_block(
-            low, ups, constants, b_re + 1.0, b_im.to(tl.float32), stored, state_at, factor, live,
-            active, gate, WIDTH, EPS, KIND,
+            selected(low, ups, KIND), constants, b_re + 1.0, b_im.to(tl.float32), stored, state_at,
+            factor, live, active, gate, WIDTH, EPS, KIND,
         )  # fmt: skip
         tl.store(place, mixed.to(KIND))
 

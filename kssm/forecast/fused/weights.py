@@ -65,6 +65,16 @@ class Sizes:
         )
         return sizes if sizes.fit() else None
 
+    @property
+    def rest(self) -> int:
+        """Columns of B's two parts."""
+        return _power_of_two(2 * self.d_inner // self.group)
+
+    @property
+    def selection(self) -> int:
+        """Columns of alpha, omega, dt and B."""
+        return 3 * self.d_inner + self.rest
+
     def fit(self) -> bool:
         """Whether tiles have sides that are powers of two, none too large to keep at hand."""
         powers = (self.d_model, self.group, self.head_hidden)
@@ -220,3 +230,8 @@ def _vector(tensor: Tensor) -> Tensor:
 def _power_of_two(size: int) -> int:
     """The smallest power of two that is at least ``size`` and ``LEAST``."""
     return max(LEAST, 1 << (size - 1).bit_length())
+
+
+def divisor(size: int, wanted: int) -> int:
+    """The largest power of two up to ``wanted`` that divides ``size``."""
+    return min(wanted, size & -size)
