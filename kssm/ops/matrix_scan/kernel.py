@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kssm.ops.launch import on_device
 from kssm.ops.matrix_scan.gates import MatrixParameters, rotate
-from kssm.ops.matrix_scan.kernel_launch import Scan, Turned, evenly_spaced, forward
+from kssm.ops.matrix_scan.kernel_launch import Chunked, evenly_spaced, forward
 from kssm.ops.matrix_scan.kernel_launch_backward import backward
+from kssm.ops.matrix_scan.kernel_launch_gates import Tokens, Turned, turn, turn_backward
 from kssm.ops.matrix_scan.kernel_plan import Tuning, tuned
 from kssm.ops.matrix_scan.kernel_step import step_kernel
 
@@ -52,31 +53,31 @@ class _TritonScan(torch.autograd.Function):
         initial_state: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        scan = _bundle(tensors, token_dt, lengths, initial_state, tuning)
-        with on_device(scan.x.device):
-            y, final, starts, turned = forward(scan)
-        last = _last_phase(turned)
+        x, given = _evened(tensors, token_dt, lengths, tuning)
+        with on_device(x.device):
+            turned = turn(given)
+            y, final, starts = forward(_chunked(x, given, turned, initial_state, tuning))
         ctx.tuning = tuning
-        ctx.save_for_backward(token_dt, lengths, initial_state, starts, last, *turned, *tensors)
-        return y, _outer(final, last)
+        ctx.save_for_backward(token_dt, lengths, initial_state, starts, *turned, *tensors)
+        return y, _outer(final, _last_phase(turned.prefix))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        token_dt, lengths, initial_state, starts, last, *others = ctx.saved_tensors
+        token_dt, lengths, initial_state, starts, *others = ctx.saved_tensors
         turned, tensors = Turned(*others[:5]), others[5:]
-        scan = _bundle(tensors, token_dt, lengths, initial_state, ctx.tuning)
+        x, given = _evened(tensors, token_dt, lengths, ctx.tuning)
+        scan = _chunked(x, given, turned, initial_state, ctx.tuning)
         dy, dfinal = gradients
-        with on_device(scan.x.device):
-            found = backward(
-                scan, turned, starts if starts.numel() else None, dy, _inner(dfinal, last)
-            )
+        with on_device(x.device):
+            inner = _inner(dfinal, _last_phase(turned.prefix))
+            chunks = backward(scan, starts, dy, inner, turning=True)
+            found = turn_backward(given, turned.prefix, chunks)
         start = None
         if initial_state is not None:
-            start = found.initial.unflatten(2, (2, -1)).permute(0, 1, 4, 3, 2)
+            start = chunks.initial.unflatten(2, (2, -1)).permute(0, 1, 4, 3, 2)
             start = start.to(initial_state.dtype)
-        b, c = found.b.to(tensors[1].dtype), found.c.to(tensors[2].dtype)
-        gates = (found.alpha, found.dt, found.omega)
-        return None, None, None, start, found.x, b, c, *gates, *found.parameters
+        *tokens, parameters = found
+        return None, None, None, start, chunks.x, *tokens, *parameters
 
 
 def step_triton_(
@@ -115,25 +116,28 @@ def step_triton_(
     return y
 
 
-def _bundle(
-    tensors: Any,
-    token_dt: Tensor | None,
-    lengths: Tensor | None,
-    initial_state: Tensor | None,
-    tuning: Tuning,
-) -> Scan:
-    """The kernels' view of the arguments."""
-    tokens = [evenly_spaced(t) for t in tensors[:6]]
-    start = None
-    if initial_state is not None:
-        start = initial_state.float().permute(0, 1, 4, 3, 2).flatten(2, 3).contiguous()
+def _evened(
+    tensors: Any, token_dt: Tensor | None, lengths: Tensor | None, tuning: Tuning
+) -> tuple[Tensor, Tokens]:
+    """x, and the other arguments as the gates' kernels want them."""
+    x, *tokens = (evenly_spaced(t) for t in tensors[:6])
     parameters = [p.contiguous() for p in tensors[6:]]
-    return Scan(*tokens, parameters, token_dt, lengths, start, tuning)
+    return x, Tokens(*tokens, parameters, token_dt, lengths, tuning.chunk)
 
 
-def _last_phase(turned: Turned) -> Tensor:
+def _chunked(
+    x: Tensor, given: Tokens, turned: Turned, initial: Tensor | None, tuning: Tuning
+) -> Chunked:
+    """What is left for the chunk kernels."""
+    start = None
+    if initial is not None:
+        start = initial.float().permute(0, 1, 4, 3, 2).flatten(2, 3).contiguous()
+    return Chunked(x, *turned[:4], given.lengths, start, tuning)
+
+
+def _last_phase(prefix: Tensor) -> Tensor:
     """Phase [B, G, N] behind every row."""
-    return turned.prefix[..., -1].to(torch.int32) * (math.tau / 2**32)
+    return prefix[..., -1].to(torch.int32) * (math.tau / 2**32)
 
 
 def _outer(state: Tensor, phase: Tensor) -> Tensor:

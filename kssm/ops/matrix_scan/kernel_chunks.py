@@ -1,9 +1,10 @@
 """Triton kernels of the chunks: outputs, and states between chunks.
 
-A program of the first two walks along the chunks of a segment of a row for one head (two when
-they share B and C), its state [W, P] in registers. W = 2 N: real parts, then imaginary parts, in
-the turning frame, so that a head's state only decays. ``decay`` and ``weight`` come from
-``kernel_gates``; between tokens j <= i of a chunk the state loses 2^(decay_i - weight_j).
+A program of the first two walks along the chunks of a segment of a row for one head, its state
+[W, P] in registers: ``h_t = 2^(log2 decay) h_{t-1} + gain b_t x_t``, ``y_t = c_t h_t``, with one
+decay a head. ``decay`` [B, H, K Q] is the log2 decay since the chunk's start, ``weight`` that minus
+the log2 gain: between tokens j <= i of a chunk the state loses 2^(decay_i - weight_j). Both are
+fp32, or fp64 where their differences must not blur.
 """
 
 import triton
@@ -34,9 +35,14 @@ def store_tile(ptr, value, first, t, room, stride, column):
 @triton.jit
 def kept_between(decay, weight, t):
     """[Q, Q]: what is left at token i of the input of token j <= i, else 0."""
-    return tl.exp2(
-        tl.where(t[:, None] >= t[None, :], decay[:, None] - weight[None, :], float("-inf"))
-    )
+    log = (decay[:, None] - weight[None, :]).to(tl.float32)
+    return tl.exp2(tl.where(t[:, None] >= t[None, :], log, float("-inf")))
+
+
+@triton.jit
+def shrunk(log2):
+    """2^log2 in fp32."""
+    return tl.exp2(log2.to(tl.float32))
 
 
 @triton.jit
@@ -51,12 +57,12 @@ def advance_head(
     weight = tl.load(weight_ptr + t)
     total = tl.load(decay_ptr + Q - 1)
     inside = (scores * kept_between(decay, weight, t)).to(x.dtype)
-    y = tl.dot(c, h.to(x.dtype), input_precision=PRECISION) * tl.exp2(decay)[:, None]
+    y = tl.dot(c, h.to(x.dtype), input_precision=PRECISION) * shrunk(decay)[:, None]
     y = tl.dot(inside, x, acc=y, input_precision=PRECISION)
     store_tile(y_ptr, y, first, t, room, row_y, p)
-    left = tl.exp2(total - weight)
+    left = shrunk(total - weight)
     key = (tl.trans(b).to(tl.float32) * left[None, :]).to(x.dtype)
-    return tl.dot(key, x, acc=h * tl.exp2(total), input_precision=PRECISION)
+    return tl.dot(key, x, acc=h * shrunk(total), input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks", "segments", "span"])
@@ -139,10 +145,10 @@ def states_kernel(
         value = token_tile(value_ptr + head * P, first, t, room, row_value, p)
         gate = gate_row + chunk * Q
         total = tl.load(decay_ptr + gate + Q - 1)
-        left = tl.exp2(total - tl.load(weight_ptr + gate + t))
+        left = shrunk(total - tl.load(weight_ptr + gate + t))
         scaled = (tl.trans(key).to(tl.float32) * left[None, :]).to(value.dtype)
-        h = tl.dot(scaled, value, acc=h * tl.exp2(total), input_precision=PRECISION)
-        lost += total
+        h = tl.dot(scaled, value, acc=h * shrunk(total), input_precision=PRECISION)
+        lost += total.to(tl.float32)
     if kept_ptr is not None:
         if stop == ended:
             at = kept_ptr + ((row * (chunks + 1) + ended) * H + head).to(tl.int64) * (W * P) + tile

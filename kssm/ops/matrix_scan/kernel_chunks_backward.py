@@ -3,7 +3,28 @@
 import triton
 import triton.language as tl
 
-from kssm.ops.matrix_scan.kernel_chunks import kept_between, row_end, store_tile, token_tile
+from kssm.ops.matrix_scan.kernel_chunks import (
+    kept_between,
+    row_end,
+    shrunk,
+    store_tile,
+    token_tile,
+)
+
+
+@triton.jit
+def weigh_state(h, state_ptr, dend_ptr, flow_ptr, at, behind, P: tl.constexpr, W: tl.constexpr):
+    """Stores what decay and turn of the state behind a chunk change, by its adjoint h [W, P]."""
+    half: tl.constexpr = W // 2
+    w = tl.arange(0, W)
+    p = tl.arange(0, P)
+    state = tl.load(state_ptr + behind * (W * P) + w[:, None] * P + p[None, :]).to(tl.float32)
+    tl.store(dend_ptr + at, tl.sum(tl.sum(h * state, axis=1), axis=0))
+    if flow_ptr is not None:
+        mirrored = tl.where(w < half, w + half, w - half)[:, None] * P + p[None, :]
+        state = tl.load(state_ptr + behind * (W * P) + mirrored).to(tl.float32)
+        sign = tl.where(w < half, 1.0, -1.0)
+        tl.store(flow_ptr + at * W + w, sign * tl.sum(h * state, axis=1))
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks", "segments", "span"])
@@ -18,7 +39,7 @@ def adjoints_kernel(
 
     kept [B, K, H, W, P] (or None): the adjoint behind each chunk, and with it, from the states
     [B, K + 1, H, W, P], dend [B, K, H]: the gradient of the chunk's whole log decay by its last
-    state, flow [B, K, H, W]: that of turning this state, in two halves to be added.
+    state, flow [B, K, H, W] (or None): that of turning this state, in two halves to be added.
     """
     head = tl.program_id(0) % H
     segment = (tl.program_id(0) // H) % segments
@@ -30,7 +51,6 @@ def adjoints_kernel(
     t = tl.arange(0, Q)
     gate_row = (row * H + head).to(tl.int64) * (chunks * Q)
     tile = w[:, None] * P + p[None, :]
-    mirrored = tl.where(w < W // 2, w + W // 2, w - W // 2)[:, None] * P + p[None, :]
     own = ((row * segments + segment) * H + head).to(tl.int64)
     h = tl.zeros([W, P], dtype=tl.float32)
     if start_ptr is not None:
@@ -43,40 +63,86 @@ def adjoints_kernel(
         if kept_ptr is not None:
             at = ((row * chunks + chunk) * H + head).to(tl.int64)
             tl.store(kept_ptr + at * (W * P) + tile, h.to(kept_ptr.dtype.element_ty))
-            behind = ((row * (chunks + 1) + chunk + 1) * H + head).to(tl.int64) * (W * P)
-            state = tl.load(state_ptr + behind + tile).to(tl.float32)
-            tl.store(dend_ptr + at, tl.sum(tl.sum(h * state, axis=1), axis=0))
-            state = tl.load(state_ptr + behind + mirrored).to(tl.float32)
-            sign = tl.where(w < W // 2, 1.0, -1.0)
-            tl.store(flow_ptr + at * W + w, sign * tl.sum(h * state, axis=1))
+            weigh_state(h, state_ptr, dend_ptr, flow_ptr, at, at + (row + 1) * H, P, W)
         first = row.to(tl.int64) * tokens + chunk * Q
         room = end - chunk * Q
         key = token_tile(key_ptr + group * W, first, t, room, G * W, w)
         value = token_tile(value_ptr + head * P, first, t, room, row_value, p)
         gate = gate_row + chunk * Q
         total = tl.load(decay_ptr + gate + Q - 1)
-        grown = tl.exp2(tl.load(decay_ptr + gate + t))
+        grown = shrunk(tl.load(decay_ptr + gate + t))
         scaled = (tl.trans(key).to(tl.float32) * grown[None, :]).to(value.dtype)
-        h = tl.dot(scaled, value, acc=h * tl.exp2(total), input_precision=PRECISION)
-        lost += total
+        h = tl.dot(scaled, value, acc=h * shrunk(total), input_precision=PRECISION)
+        lost += total.to(tl.float32)
     tl.store(end_ptr + own * (W * P) + tile, h)
     tl.store(lost_ptr + own, lost)
+
+
+@triton.jit
+def passing(met, read, pushed, carried, t, Q: tl.constexpr):
+    """[Q]: the gradient of the log decay of token t + 1 (the last: of token 0), summed directly.
+
+    met [Q, Q]: what token i reads of the input of token j <= i; read [Q]: of the state before the
+    chunk; pushed [Q]: what token j leaves in the state behind; carried: the state before in it.
+    """
+    later = t[:, None] > t[None, :]
+    spans = tl.cumsum(tl.where(later, met, 0.0), axis=1) + read[:, None]
+    others = tl.where((t == Q - 1)[None, :], read[:, None], pushed[:, None])
+    return tl.sum(tl.where(later, spans, others), axis=0) + carried
+
+
+@triton.jit
+def head_backward(
+    b, c, x, dy, state, dstate, decay, weight, total, dend, dx_ptr, first, t, room, row_dx,
+    P: tl.constexpr, Q: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The part of one head in a chunk: dx stored; returns its dB, dC, ddecay and dweight.
+
+    ddecay is in the order of ``passing`` where EXACT.
+    The gradient of a token's decay is a sum over all that passes it. As a difference of the sums
+    of what is read and what is written (the cheap way) it cancels where decays are strong.
+    """
+    kind = x.dtype
+    kept = kept_between(decay, weight, t)
+    left = shrunk(total - weight)
+    scores = tl.dot(c, tl.trans(b), input_precision=PRECISION)
+    dx = tl.dot(b, dstate, input_precision=PRECISION) * left[:, None]
+    dx = tl.dot(tl.trans((scores * kept).to(kind)), dy, acc=dx, input_precision=PRECISION)
+    store_tile(dx_ptr, dx, first, t, room, row_dx, tl.arange(0, P))
+
+    asked = tl.dot(dy, tl.trans(x), input_precision=PRECISION) * kept
+    read = tl.dot(dy, tl.trans(state), input_precision=PRECISION) * shrunk(decay)[:, None]
+    push = tl.dot(x, tl.trans(dstate), input_precision=PRECISION) * left[:, None]
+    dc = tl.dot(asked.to(kind), b, acc=read, input_precision=PRECISION)
+    db = tl.dot(tl.trans(asked.to(kind)), c, acc=push, input_precision=PRECISION)
+    written = tl.sum(db * b.to(tl.float32), axis=1)
+    if EXACT:
+        from_state = tl.sum(read * c, axis=1)
+        pushed = tl.sum(push * b, axis=1)
+        carried = tl.sum(tl.sum(state * dstate, axis=1), axis=0) * shrunk(total)
+        ddecay = passing(asked * scores, from_state, pushed, carried, t, Q)
+    else:
+        ddecay = tl.sum(dc * c.to(tl.float32), axis=1) - written
+        ddecay = tl.cumsum(ddecay, axis=0, reverse=True) + dend
+    return db, dc, ddecay, -written
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks"])
 def chunk_backward_kernel(
     x_ptr, dy_ptr, b_ptr, c_ptr, decay_ptr, weight_ptr, lengths_ptr, state_ptr, dstate_ptr,
-    dx_ptr, db_ptr, dc_ptr, ddecay_ptr, dweight_ptr,
+    dend_ptr, dx_ptr, db_ptr, dc_ptr, ddecay_ptr, dweight_ptr,
     row_x, row_dy, tokens, chunks,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, W: tl.constexpr, Q: tl.constexpr,
-    PARTS: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    PARTS: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one chunk's tokens, for H / (G PARTS) heads one after another.
 
     B, C and their scores are taken up anew for every head: kept, they would not fit in registers.
 
-    state [B, K + 1, H, W, P] before the chunk, dstate [B, K, H, W, P]: the adjoint behind it.
-    db, dc [PARTS, B, T, G, W]; ddecay, dweight [B, H, K Q] in natural units.
+    state [B, K + 1, H, W, P] before the chunk, dstate [B, K, H, W, P]: the adjoint behind it,
+    dend [B, K, H]: see ``adjoints_kernel``.
+    db, dc [PARTS, B, T, G, W]. ddecay [B, H, K Q]: of each token's own log decay, dweight: of its
+    log gain, negated; both in natural units.
     """
     heads: tl.constexpr = H // (G * PARTS)
     part = tl.program_id(0) % PARTS
@@ -89,7 +155,6 @@ def chunk_backward_kernel(
     t = tl.arange(0, Q)
     first = row.to(tl.int64) * tokens + chunk * Q
     room = row_end(lengths_ptr, row, tokens) - chunk * Q
-    kind = x_ptr.dtype.element_ty
     tile = w[:, None] * P + p[None, :]
     db = tl.zeros([Q, W], dtype=tl.float32)
     dc = tl.zeros([Q, W], dtype=tl.float32)
@@ -106,28 +171,17 @@ def chunk_backward_kernel(
         state = tl.load(state_ptr + (own + row * H) * (W * P) + tile)
         dstate = tl.load(dstate_ptr + own * (W * P) + tile)
         gate = (row * H + head).to(tl.int64) * (chunks * Q) + chunk * Q
-        decay = tl.load(decay_ptr + gate + t)
-        weight = tl.load(weight_ptr + gate + t)
-        total = tl.load(decay_ptr + gate + Q - 1)
-        kept = kept_between(decay, weight, t)
-        left = tl.exp2(total - weight)
-
-        scores = tl.dot(c, tl.trans(b), input_precision=PRECISION)
-        inside = (scores * kept).to(kind)
-        dx = tl.dot(b, dstate, input_precision=PRECISION) * left[:, None]
-        dx = tl.dot(tl.trans(inside), dy, acc=dx, input_precision=PRECISION)
-        store_tile(dx_ptr + head * P, dx, first, t, room, H * P, p)
-
-        dinside = (tl.dot(dy, tl.trans(x), input_precision=PRECISION) * kept).to(kind)
-        own_dc = tl.dot(dy, tl.trans(state), input_precision=PRECISION)
-        own_dc *= tl.exp2(decay)[:, None]
-        own_dc = tl.dot(dinside, b, acc=own_dc, input_precision=PRECISION)
-        dc += own_dc
-        tl.store(ddecay_ptr + gate + t, tl.sum(own_dc * c.to(tl.float32), axis=1))
-        own_db = tl.dot(x, tl.trans(dstate), input_precision=PRECISION) * left[:, None]
-        own_db = tl.dot(tl.trans(dinside), c, acc=own_db, input_precision=PRECISION)
+        own_db, own_dc, ddecay, dweight = head_backward(
+            b, c, x, dy, state, dstate,
+            tl.load(decay_ptr + gate + t), tl.load(weight_ptr + gate + t),
+            tl.load(decay_ptr + gate + Q - 1), tl.load(dend_ptr + own),
+            dx_ptr + head * P, first, t, room, H * P, P, Q, EXACT, PRECISION,
+        )  # fmt: skip
         db += own_db
-        tl.store(dweight_ptr + gate + t, -tl.sum(own_db * b.to(tl.float32), axis=1))
+        dc += own_dc
+        own_token = (t + 1) % Q if EXACT else t
+        tl.store(ddecay_ptr + gate + own_token, ddecay)
+        tl.store(dweight_ptr + gate + t, dweight)
     base = (part * rows + row).to(tl.int64) * tokens + chunk * Q
     store_tile(db_ptr + group * W, db, base, t, tokens - chunk * Q, G * W, w)
     store_tile(dc_ptr + group * W, dc, base, t, tokens - chunk * Q, G * W, w)

@@ -106,7 +106,8 @@ def gates_kernel(
     PAIRS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """One chunk. decay [B, H, K Q]: the log2 decay since the chunk's start, the token included;
-    weight: that minus the log2 gain; totals [B, G, N, K]: the turns of the whole chunk."""
+    weight: that minus the log2 gain (both in fp64 where EXACT); totals [B, G, N, K]: the turns of
+    the whole chunk."""
     row = tl.program_id(0) // chunks
     chunk = tl.program_id(0) % chunks
     i = chunk * Q + tl.arange(0, Q)
@@ -128,10 +129,13 @@ def gates_kernel(
     q = tl.minimum(0.5 * step * softplus(alpha.to(tl.float32) + alpha_bias[None, :]), LIMIT)
     root = tl.sqrt(1.0 + q * q)
     decay = -2.0 * LOG2_E * log1p(q + q * (q / (1.0 + root)))
-    decay = tl.cumsum(tl.where(mask, decay, 0.0), axis=0)
     gain = step / (1.0 + q / root)
+    if EXACT:
+        decay, gain = decay.to(tl.float64), gain.to(tl.float64)
+    decay = tl.cumsum(tl.where(mask, decay, tl.zeros_like(decay)), axis=0)
     counts = mask & (gain > 0)
-    weight = tl.where(counts, decay - tl.log2(tl.where(counts, gain, 1.0)), 1e30)
+    weight = decay - tl.log2(tl.where(counts, gain, tl.zeros_like(gain) + 1.0))
+    weight = tl.where(counts, weight, tl.zeros_like(weight) + 1e30)
     place = (row * H + h)[None, :].to(tl.int64) * (chunks * Q) + i[:, None]
     tl.store(decay_ptr + place, decay, mask=(h < H)[None, :])
     tl.store(weight_ptr + place, weight, mask=(h < H)[None, :])

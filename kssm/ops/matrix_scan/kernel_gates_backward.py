@@ -106,15 +106,13 @@ def rotate_backward_kernel(
 @triton.jit(do_not_specialize=["tokens", "chunks"])
 def gates_backward_kernel(
     alpha_ptr, dt_ptr, token_dt_ptr, lengths_ptr, alpha_bias_ptr, dt_bias_ptr,
-    ddecay_ptr, dweight_ptr, dend_ptr,
+    ddecay_ptr, dweight_ptr,
     dalpha_ptr, ddt_ptr, dbias_ptr,
     row_alpha, row_dt, tokens, chunks,
     H: tl.constexpr, Q: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of alpha and dt from those of decay and weight [B, H, K Q], in natural units.
-
-    dend [B, K, H]: that of the decay at the chunk's end; dbias [2, B, K, H].
-    """
+    """Gradients of alpha and dt from those of each token's decay and weight [B, H, K Q], in
+    natural units; dbias [2, B, K, H]."""
     row = tl.program_id(0) // chunks
     chunk = tl.program_id(0) % chunks
     i = chunk * Q + tl.arange(0, Q)
@@ -141,10 +139,8 @@ def gates_backward_kernel(
 
     place = (row * H + h)[None, :].to(tl.int64) * (chunks * Q) + i[:, None]
     within = (h < H)[None, :] & live[:, None]
-    ddecay = tl.load(ddecay_ptr + place, mask=within, other=0.0)
+    dlog = tl.load(ddecay_ptr + place, mask=within, other=0.0)
     dweight = tl.load(dweight_ptr + place, mask=within, other=0.0)
-    dend = tl.load(dend_ptr + (row * chunks + chunk) * H + h, mask=h < H, other=0.0)
-    dlog = tl.cumsum(ddecay + dweight, axis=0, reverse=True) + dend[None, :]
     dq = -2.0 * inverse * dlog
     dq += dweight * (inverse * inverse * inverse / (1.0 + u))
     dalpha = tl.where(mask, dq * 0.5 * step * sigmoid(alpha), 0.0)

@@ -1,33 +1,32 @@
-"""Launching the Triton kernels: which work goes where, and memory for their results."""
+"""Launching the chunk kernels: which work goes where, and memory for their results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from kssm.ops.matrix_scan.kernel_chunks import combine_kernel, states_kernel, walk_kernel
-from kssm.ops.matrix_scan.kernel_gates import gates_kernel, rotate_kernel
 from kssm.ops.matrix_scan.kernel_plan import Plan, Tuning, best_plan, processors
 
 
 @dataclass(frozen=True)
-class Scan:
-    """Arguments of one call, as the kernels want them."""
+class Chunked:
+    """A recurrence of matrix states that only decay, as the chunk kernels want it.
 
-    x: Tensor
-    b: Tensor
+    x is evenly spaced, b and c are contiguous and of x's dtype; decay and weight are those of
+    ``kernel_chunks``.
+    """
+
+    x: Tensor  # [B, T, H, P]
+    b: Tensor  # [B, T, G, W]
     c: Tensor
-    alpha: Tensor
-    dt: Tensor
-    omega: Tensor
-    parameters: Sequence[Tensor]  # alpha_bias, dt_bias, rate
-    token_dt: Tensor | None
-    lengths: Tensor | None
+    decay: Tensor  # [B, H, K Q]
+    weight: Tensor
+    lengths: Tensor | None  # [B]
     initial: Tensor | None  # [B, H, W, P]
     tuning: Tuning
 
@@ -41,7 +40,7 @@ class Scan:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Compile-time sizes that the chunk kernels share."""
+        """Compile-time sizes that the kernels share."""
         return {
             "H": self.x.shape[2],
             "G": self.b.shape[2],
@@ -53,7 +52,7 @@ class Scan:
 
     @property
     def exact(self) -> bool:
-        """Whether phases are worth fp64: 16-bit inputs do not carry it."""
+        """Whether digits beyond those of 16-bit numbers matter."""
         return self.x.dtype == torch.float32
 
     @property
@@ -63,68 +62,31 @@ class Scan:
         return best_plan(walks, self.chunks, processors(self.x.device), self.tuning.walks)
 
 
-class Turned(NamedTuple):
-    """What the gate kernels leave for the chunk kernels."""
-
-    b: Tensor  # [B, T, G, W]
-    c: Tensor
-    decay: Tensor  # [B, H, K Q]
-    weight: Tensor
-    prefix: Tensor  # [B, G, N, K] int64, turns of 2^-32 up to each chunk's end
-
-
-def turn(scan: Scan) -> Turned:
-    """Gates of all tokens, and B and C in the turning frame."""
-    batch, tokens, groups, width = scan.b.shape
-    heads, chunks, pairs = scan.x.shape[2], scan.chunks, width // 2
-    chunk = scan.tuning.chunk
-    fp32 = {"dtype": torch.float32}
-    decay, weight = (scan.x.new_empty(batch, heads, chunks * chunk, **fp32) for _ in range(2))
-    totals = scan.x.new_empty(batch, groups, pairs, chunks, dtype=torch.int32)
-    cover = {"N": pairs, "Q": chunk, "PAIRS": triton.next_power_of_2(pairs), "EXACT": scan.exact}
-    optional = (scan.token_dt, scan.lengths)
-    gates_kernel[(batch * chunks,)](
-        scan.alpha, scan.dt, scan.omega, *optional, *scan.parameters, decay, weight, totals,
-        scan.alpha.stride(1), scan.dt.stride(1), scan.omega.stride(1), tokens, chunks,
-        H=heads, G=groups, HEADS=triton.next_power_of_2(heads), **cover,
-    )  # fmt: skip
-    prefix = totals.cumsum(-1)
-    b, c = (scan.b.new_empty(batch, tokens, groups, width, dtype=scan.x.dtype) for _ in range(2))
-    rotate_kernel[(batch * chunks * groups,)](
-        scan.b, scan.c, scan.omega, *optional, scan.parameters[2], prefix, b, c,
-        scan.b.stride(1), scan.c.stride(1), scan.omega.stride(1), tokens, chunks,
-        G=groups, **cover,
-    )  # fmt: skip
-    return Turned(b, c, decay, weight, prefix)
-
-
-def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor, Turned]:
-    """y, the state [B, H, W, P] behind every row in the turning frame, the segments' starts
-    [B, S, H, W, P] and what ``turn`` gave."""
-    turned = turn(scan)
-    starts = _starts(scan, turned)
+def forward(scan: Chunked) -> tuple[Tensor, Tensor, Tensor | None]:
+    """y, the state [B, H, W, P] behind every row, and the segments' starts [B, S, H, W, P]."""
+    starts = _starts(scan)
     segments, span, build = scan.plan
     batch, tokens, heads, size = scan.x.shape
     y = output(scan.x, scan.lengths)
-    final = scan.x.new_empty(batch, heads, turned.b.shape[3], size, dtype=torch.float32)
+    final = scan.x.new_empty(batch, heads, scan.b.shape[3], size, dtype=torch.float32)
     walk_kernel[(batch * segments * heads,)](
-        scan.x, turned.b, turned.c, turned.decay, turned.weight, scan.lengths, starts, y, final,
+        scan.x, scan.b, scan.c, scan.decay, scan.weight, scan.lengths, starts, y, final,
         scan.x.stride(1), tokens, scan.chunks, segments, span,
         **scan.sizes, **build.options,
     )  # fmt: skip
-    return y, final, starts if starts is not None else final.new_empty(0), turned
+    return y, final, starts
 
 
-def _starts(scan: Scan, turned: Turned) -> Tensor | None:
+def _starts(scan: Chunked) -> Tensor | None:
     """The state before each segment [B, S, H, W, P]; None = zeros."""
     if scan.plan.segments == 1:
         return None if scan.initial is None else scan.initial.unsqueeze(1)
     ends = segment_ends(scan)
-    walk_states(scan, turned, None, None, ends)
+    walk_states(scan, None, None, ends)
     return combined(scan, ends, scan.initial, back=False)
 
 
-def segment_ends(scan: Scan) -> tuple[Tensor, Tensor]:
+def segment_ends(scan: Chunked) -> tuple[Tensor, Tensor]:
     """Memory for where segments end [B, S, H, W, P] and their decays [B, S, H]."""
     sizes = scan.sizes
     shape = (scan.x.shape[0], scan.plan.segments, sizes["H"])
@@ -134,7 +96,7 @@ def segment_ends(scan: Scan) -> tuple[Tensor, Tensor]:
 
 
 def combined(
-    scan: Scan, ends: tuple[Tensor, Tensor], initial: Tensor | None, *, back: bool
+    scan: Chunked, ends: tuple[Tensor, Tensor], initial: Tensor | None, *, back: bool
 ) -> Tensor:
     """Where each segment starts, from where each would end on its own."""
     starts = torch.empty_like(ends[0])
@@ -148,16 +110,16 @@ def combined(
 
 
 def walk_states(
-    scan: Scan,
-    turned: Turned,
+    scan: Chunked,
     starts: Tensor | None,
     kept: Tensor | None,
     ends: tuple[Tensor, Tensor] | None,
 ) -> None:
+    """See ``states_kernel``."""
     segments, span, _ = scan.plan
     grid = (scan.x.shape[0] * segments * scan.x.shape[2],)
     states_kernel[grid](
-        turned.b, scan.x, turned.decay, turned.weight, scan.lengths, starts, kept,
+        scan.b, scan.x, scan.decay, scan.weight, scan.lengths, starts, kept,
         *(ends or (None, None)), scan.x.stride(1), scan.tokens, scan.chunks, segments, span,
         **scan.sizes, **scan.tuning.states.options,
     )  # fmt: skip

@@ -1,22 +1,15 @@
-"""Launching the Triton kernels of the gradients."""
+"""Launching the kernels of the chunks' gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from kssm.ops.matrix_scan.kernel_chunks_backward import adjoints_kernel, chunk_backward_kernel
-from kssm.ops.matrix_scan.kernel_gates_backward import (
-    gates_backward_kernel,
-    rotate_backward_kernel,
-)
 from kssm.ops.matrix_scan.kernel_launch import (
-    Scan,
-    Turned,
+    Chunked,
     combined,
     evenly_spaced,
     output,
@@ -26,115 +19,91 @@ from kssm.ops.matrix_scan.kernel_launch import (
 from kssm.ops.matrix_scan.kernel_plan import head_parts
 
 
-class Gradients(NamedTuple):
-    """The backward pass's results."""
+class ChunkGradients(NamedTuple):
+    """What the chunk kernels know of the gradients."""
 
     x: Tensor
-    b: Tensor
+    b: Tensor  # [parts, B, T, G, W] fp32, to be added
     c: Tensor
-    alpha: Tensor
-    dt: Tensor
-    omega: Tensor
-    parameters: Sequence[Tensor]
+    decay: Tensor  # [B, H, K Q] of each token's own log decay, natural units
+    weight: Tensor  # [B, H, K Q] of each token's log gain, negated
+    flow: Tensor | None  # [B, K, H, W], see ``adjoints_kernel``
     initial: Tensor  # [B, H, W, P]
 
 
 def backward(
-    scan: Scan, turned: Turned, starts: Tensor | None, dy: Tensor, dfinal: Tensor
-) -> Gradients:
-    """All gradients, from those of y and of the last state (in the turning frame)."""
+    scan: Chunked, starts: Tensor | None, dy: Tensor, dfinal: Tensor, *, turning: bool
+) -> ChunkGradients:
+    """All gradients, from those of y and of the last state; ``turning`` asks for the flow."""
     dy = evenly_spaced(dy)
-    states = _states(scan, turned, starts)
-    adjoints = _adjoints(scan, turned, dy, dfinal, states)
+    states = _states(scan, starts)
+    adjoints = _adjoints(scan, dy, dfinal, states, turning)
     batch, tokens, heads, _ = scan.x.shape
-    groups, width, chunks = scan.b.shape[2], scan.b.shape[3], scan.chunks
+    groups, chunks = scan.b.shape[2], scan.chunks
     parts = head_parts(batch * chunks * groups, heads // groups, scan.x.device)
-    new = scan.x.new_empty
     fp32 = {"dtype": torch.float32}
     dx = output(scan.x, scan.lengths)
-    db, dc = (new(parts, batch, tokens, groups, width, **fp32) for _ in range(2))
-    ddecay, dweight = (torch.empty_like(turned.decay) for _ in range(2))
+    db, dc = (scan.x.new_empty(parts, *scan.b.shape, **fp32) for _ in range(2))
+    ddecay, dweight = (torch.empty_like(scan.decay, **fp32) for _ in range(2))
     chunk_backward_kernel[(batch * chunks * groups * parts,)](
-        scan.x, dy, turned.b, turned.c, turned.decay, turned.weight, scan.lengths,
-        states, adjoints.kept, dx, db, dc, ddecay, dweight,
+        scan.x, dy, scan.b, scan.c, scan.decay, scan.weight, scan.lengths,
+        states, adjoints.kept, adjoints.dend, dx, db, dc, ddecay, dweight,
         scan.x.stride(1), dy.stride(1), tokens, chunks,
-        PARTS=parts, **scan.sizes, **scan.tuning.back.options,
+        PARTS=parts, EXACT=scan.exact, **scan.sizes, **scan.tuning.back.options,
     )  # fmt: skip
-    pairs = width // 2
-    optional = (scan.token_dt, scan.lengths)
-    to_b, to_c = (new(batch, tokens, groups, width) for _ in range(2))
-    domega = new(batch, tokens, groups, pairs, dtype=scan.omega.dtype)
-    drate = new(batch, chunks, groups, pairs, **fp32)
-    rotate_backward_kernel[(batch * chunks * groups,)](
-        scan.b, scan.c, scan.omega, *optional, scan.parameters[2], turned.prefix,
-        db, dc, adjoints.flow, to_b, to_c, domega, drate,
-        scan.b.stride(1), scan.c.stride(1), scan.omega.stride(1), tokens, chunks,
-        G=groups, N=pairs, Q=scan.tuning.chunk, PAIRS=triton.next_power_of_2(pairs), PARTS=parts,
-        EXACT=scan.exact,
-        SHARING=heads // groups, HEADS=triton.next_power_of_2(heads // groups),
-    )  # fmt: skip
-    dalpha = new(batch, tokens, heads, dtype=scan.alpha.dtype)
-    ddt = new(batch, tokens, heads, dtype=scan.dt.dtype)
-    dbias = new(2, batch, chunks, heads, **fp32)
-    gates_backward_kernel[(batch * chunks,)](
-        scan.alpha, scan.dt, *optional, *scan.parameters[:2], ddecay, dweight, adjoints.dend,
-        dalpha, ddt, dbias, scan.alpha.stride(1), scan.dt.stride(1), tokens, chunks,
-        H=heads, Q=scan.tuning.chunk, HEADS=triton.next_power_of_2(heads),
-    )  # fmt: skip
-    biases = dbias.sum((1, 2))
-    parameters = [biases[0], biases[1], drate.sum((0, 1))]
-    return Gradients(dx, to_b, to_c, dalpha, ddt, domega, parameters, adjoints.initial)
+    return ChunkGradients(dx, db, dc, ddecay, dweight, adjoints.flow, adjoints.initial)
 
 
-def _states(scan: Scan, turned: Turned, starts: Tensor | None) -> Tensor:
+def _states(scan: Chunked, starts: Tensor | None) -> Tensor:
     """States before each chunk and behind the last [B, K + 1, H, W, P], in x's dtype."""
     sizes = scan.sizes
     shape = (scan.chunks + 1, sizes["H"], sizes["W"], sizes["P"])
     kept = scan.x.new_empty(scan.x.shape[0], *shape)
-    walk_states(scan, turned, starts, kept, None)
+    walk_states(scan, starts, kept, None)
     return kept
 
 
-class Adjoints(NamedTuple):
+class _Adjoints(NamedTuple):
     """What the walk back along the chunks leaves."""
 
     kept: Tensor  # [B, K, H, W, P] behind each chunk, in x's dtype
     dend: Tensor  # [B, K, H]
-    flow: Tensor  # [B, K, H, W]
+    flow: Tensor | None  # [B, K, H, W]
     initial: Tensor  # [B, H, W, P]
 
 
-def _adjoints(scan: Scan, turned: Turned, dy: Tensor, dfinal: Tensor, states: Tensor) -> Adjoints:
-    sizes, segments = scan.sizes, scan.plan.segments
+def _adjoints(
+    scan: Chunked, dy: Tensor, dfinal: Tensor, states: Tensor, turning: bool
+) -> _Adjoints:
+    sizes = scan.sizes
     behind = dfinal.unsqueeze(1)
-    if segments > 1:
+    if scan.plan.segments > 1:
         ends = segment_ends(scan)
-        _walk_adjoints(scan, turned, dy, None, None, None, ends)
+        _walk_adjoints(scan, dy, None, None, (None, None, None), ends)
         behind = combined(scan, ends, dfinal, back=True)
-    batch, heads, width = scan.x.shape[0], sizes["H"], sizes["W"]
-    new = scan.x.new_empty
-    kept = new(batch, scan.chunks, heads, width, sizes["P"])
-    dend = new(batch, scan.chunks, heads, dtype=torch.float32)
-    flow = new(batch, scan.chunks, heads, width, dtype=torch.float32)
+    shape = (scan.x.shape[0], scan.chunks, sizes["H"])
+    new, fp32 = scan.x.new_empty, {"dtype": torch.float32}
+    kept = new(*shape, sizes["W"], sizes["P"])
+    dend = new(shape, **fp32)
+    flow = new(*shape, sizes["W"], **fp32) if turning else None
     ends = segment_ends(scan)
-    _walk_adjoints(scan, turned, dy, behind, states, (kept, dend, flow), ends)
-    return Adjoints(kept, dend, flow, ends[0][:, 0])
+    _walk_adjoints(scan, dy, behind, states, (kept, dend, flow), ends)
+    return _Adjoints(kept, dend, flow, ends[0][:, 0])
 
 
 def _walk_adjoints(
-    scan: Scan,
-    turned: Turned,
+    scan: Chunked,
     dy: Tensor,
     starts: Tensor | None,
     states: Tensor | None,
-    results: tuple[Tensor, Tensor, Tensor] | None,
+    results: tuple[Tensor | None, Tensor | None, Tensor | None],
     ends: tuple[Tensor, Tensor],
 ) -> None:
+    """See ``adjoints_kernel``."""
     segments, span, _ = scan.plan
     grid = (scan.x.shape[0] * segments * scan.x.shape[2],)
     adjoints_kernel[grid](
-        turned.c, dy, turned.decay, scan.lengths, starts, states,
-        *(results or (None, None, None)), *ends,
+        scan.c, dy, scan.decay, scan.lengths, starts, states, *results, *ends,
         dy.stride(1), scan.tokens, scan.chunks, segments, span,
         **scan.sizes, **scan.tuning.states.options,
     )  # fmt: skip

@@ -2,8 +2,9 @@
 
 Source: Dao and Gu, "Transformers are SSMs", 2024, section 6. Heads of P channels share one decay;
 groups of heads share B and C. Decays and sums are taken in the dtype of the inputs, which the
-caller keeps at fp32 or fp64 whatever the model's. Triton kernels in fp32 on a GPU, plain PyTorch
-elsewhere and as the reference.
+caller keeps at fp32 or fp64 whatever the model's. On a GPU fp32 inputs take the chunk kernels of
+``matrix_scan`` (under autocast their products have bf16 factors); plain PyTorch elsewhere and as
+the reference.
 """
 
 from __future__ import annotations
@@ -49,22 +50,12 @@ def _scan(*given: Tensor) -> tuple[Tensor, Tensor]:
     """Choose and run; Triton is imported only when it is asked for."""
     if not runs_triton(given[0]):
         return ssd_scan_torch(*given)
-    module = importlib.import_module("kssm.ops.ssd.kernel_launch")
-    precision = "tf32" if torch.is_autocast_enabled("cuda") else "tf32x3"
+    kernel = importlib.import_module("kssm.ops.ssd.kernel")
+    dtype = torch.bfloat16 if torch.is_autocast_enabled("cuda") else torch.float32
     with torch.autocast("cuda", enabled=False):
-        if not module.fits(given[0], given[3]) or not _trusted(precision, *given):
+        if not kernel.fits(given[0], given[3]):
             return ssd_scan_torch(*given)
-        return module.ssd_scan_triton(*given, precision)
-
-
-def _trusted(precision: str, *given: Tensor) -> bool:
-    """Whether the gradients of this call, if it needs any, may come from the kernel."""
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in given):
-        return True
-    x, b = given[0], given[3]
-    trial = importlib.import_module("kssm.ops.ssd.trial")
-    sizes = (x.shape[2], b.shape[2], x.shape[3], b.shape[3])
-    return trial.gradients_hold(x.device, *sizes, precision)
+        return kernel.ssd_scan_triton(*given, dtype)
 
 
 def ssd_scan_torch(
