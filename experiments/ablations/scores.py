@@ -32,6 +32,11 @@ def score_weights(
     model = trainer.new_model()
     load_weights(model, folder)
     model = model.eval().requires_grad_(False).to(device)
+    return score_forecaster(model, tasks)
+
+
+def score_forecaster(model: SignalForecaster, tasks: Sequence[Task]) -> Scores:
+    """``score_weights`` of a forecaster."""
     scores: Scores = {}
     for name, forecast in _ways(model).items():
         scores |= {f"{name}{metric}": value for metric, value in _score(forecast, tasks).items()}
