@@ -117,9 +117,9 @@ def head_backward(
     db = tl.dot(tl.trans(asked.to(kind)), c, acc=push, input_precision=PRECISION)
     written = tl.sum(db * b.to(tl.float32), axis=1)
     if EXACT:
-        from_state = tl.sum(read * c, axis=1)
-        pushed = tl.sum(push * b, axis=1)
-        carried = tl.sum(tl.sum(state * dstate, axis=1), axis=0) * shrunk(total)
+        from_state = tl.sum(read * c.to(tl.float32), axis=1)
+        pushed = tl.sum(push * b.to(tl.float32), axis=1)
+        carried = tl.sum(state.to(tl.float32) * dstate.to(tl.float32)) * shrunk(total)
         ddecay = passing(asked * scores, from_state, pushed, carried, t, Q)
     else:
         ddecay = tl.sum(dc * c.to(tl.float32), axis=1) - written
