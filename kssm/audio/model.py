@@ -32,14 +32,21 @@ class Border(NamedTuple):
     context: Tensor
 
 
-class Encoded(NamedTuple):
-    """What is known within and around N patches of M blocks.
+class Survey(NamedTuple):
+    """What signal processing says of N patches of M blocks.
 
     blocks: [B, N M + 1, history] the samples before each block, and after the last.
     linear: of ``blocks``.
     period: [B, N + 1] before each patch, and after the last.
-    context: [B, N + 1, d_model] the recurrence's output there.
     """
+
+    blocks: Tensor
+    linear: Prediction
+    period: Period
+
+
+class Encoded(NamedTuple):
+    """A survey, and ``context`` [B, N + 1, d_model]: the recurrence's output around each patch."""
 
     blocks: Tensor
     linear: Prediction
@@ -84,19 +91,31 @@ class AudioNetwork(nn.Module):
             state: of the recurrence, None = fresh.
             lengths: [B] patches of each row, None = all N.
         """
-        config, step = self.config, self.config.blocks
+        survey = self.survey(samples, history)
         with torch.no_grad():
-            blocks = torch.cat([history, samples], 1).unfold(1, config.history, config.block)
-            linear = predict_linearly(blocks, config)
-            borders = blocks[:, ::step]
-            period = find_period(borders, linear.level[:, ::step], config)
-            after = Prediction(*(entry[:, step::step] for entry in linear))
-            heard = Period(*(entry[:, 1:] for entry in period))
-            before = linear.level[:, :-1:step]
-            tokens = describe(borders[:, 1:], after, heard, before, lost, config)
+            tokens = self._tokens(survey, lost)
         hidden, new_state = self.backbone(self.embed(tokens), state, lengths)
         contexts = torch.cat([context.unsqueeze(1).to(hidden.dtype), hidden], 1)
-        return Encoded(blocks, linear, period, contexts), new_state
+        return Encoded(*survey, contexts), new_state
+
+    @torch.no_grad()
+    def survey(self, samples: Tensor, history: Tensor) -> Survey:
+        """The analysis of samples [B, N patch] after ``history`` [B, history]."""
+        config = self.config
+        blocks = torch.cat([history, samples], 1).unfold(1, config.history, config.block)
+        linear = predict_linearly(blocks, config)
+        step = config.blocks
+        return Survey(
+            blocks, linear, find_period(blocks[:, ::step], linear.level[:, ::step], config)
+        )
+
+    def _tokens(self, survey: Survey, lost: Tensor) -> Tensor:
+        """What the recurrence reads of every patch [B, N, features]."""
+        step = self.config.blocks
+        after = Prediction(*(entry[:, step::step] for entry in survey.linear))
+        period = Period(*(entry[:, 1:] for entry in survey.period))
+        before = survey.linear.level[:, :-1:step]
+        return describe(survey.blocks[:, step::step], after, period, before, lost, self.config)
 
     def guess_next(self, encoded: Encoded, samples: Tensor) -> Guess:
         """One sample ahead, each of the samples [B, N patch] that were encoded: [B, N patch]."""

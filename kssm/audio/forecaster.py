@@ -1,0 +1,268 @@
+"""AudioForecaster: many independent channels of sound, one sample at a time or many at once.
+
+It satisfies the runtime's contract (``kssm.runtime.contract``), so streams, sessions and the
+service take it as they take the forecaster of sensor signals. A row's state never grows: its last
+samples, the unfinished patch, the recurrence, and the outlook read after the last patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kssm.audio.laplace import quantiles, tail
+from kssm.audio.model import AudioNetwork, Border, Encoded
+from kssm.audio.next_sample import Guess
+from kssm.checkpoint.files import fingerprint
+from kssm.errors import InvalidInputError
+from kssm.forecast.distribution import check_levels
+from kssm.models.base import State, StateSpec, fresh_state
+
+LOUDEST = 1e15
+"""Samples beyond this magnitude count as missing."""
+
+
+class PrefillOutput(NamedTuple):
+    """state: after the last valid sample; tail: [B, T] two-sided tail probabilities or NaN."""
+
+    state: State
+    tail: Tensor
+
+
+class StepOutput(NamedTuple):
+    """tail: [N] two-sided tail probabilities or NaN; healthy: [N], False = state not advanced."""
+
+    tail: Tensor
+    healthy: Tensor
+
+
+class AudioForecaster(AudioNetwork):
+    """Probabilistic forecasts of sound; missing samples are concealed by the forecasts."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of configuration and weights: states fit exactly the same fingerprint."""
+        return fingerprint(f"audio {sorted(asdict(self.config).items())!r}", self)
+
+    def state_spec(self) -> StateSpec:
+        """Shapes and dtypes of one row's state.
+
+        "clock" holds the samples of the unfinished patch, how many of them were missing, and
+        whether the row has heard anything.
+        """
+        config = self.config
+        return {
+            "clock": ((3,), torch.float64),
+            "history": ((config.history,), torch.float32),
+            "patch": ((config.patch,), torch.float32),
+            "context": ((config.backbone.d_model,), torch.float32),
+            "outlook": ((2, config.horizon), torch.float32),
+            **self.backbone.state_spec(),
+        }
+
+    def initial_state(self, rows: int) -> State:
+        """State of ``rows`` rows that have heard nothing, on the model's device."""
+        return fresh_state(self.state_spec(), rows, self.device)
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        values: Tensor,
+        state: State,
+        lengths: Tensor | None = None,
+        dt: Tensor | None = None,
+    ) -> PrefillOutput:
+        """Consume many samples of each row.
+
+        Args:
+            values: [B, T] samples, NaN = missing.
+            state: rows to continue from, never modified.
+            lengths: [B] number of valid samples of each row, None = T.
+            dt: not used: sound comes at a fixed rate, and gaps as missing samples.
+
+        Returns:
+            The state after each row's last valid sample, and for every sample its two-sided tail
+            probability under the forecast made from all before it (NaN: missing, or past the
+            row's length).
+        """
+        if values.dim() != 2 or values.shape[1] == 0:
+            raise InvalidInputError("values must be [B, T] with T > 0", code="wrong_shape")
+        if state["clock"].shape[0] != values.shape[0]:
+            raise InvalidInputError("state and values differ in rows", code="wrong_shape")
+        del dt
+        ends = lengths
+        if ends is None:
+            ends = torch.full((len(values),), values.shape[1], device=values.device)
+        steps = torch.arange(values.shape[1], device=values.device)
+        missing = ~(values.abs() <= LOUDEST) & (steps < ends.unsqueeze(1))
+        if bool(missing.any()):
+            return self._in_turns(values, missing, ends, state)
+        return self._advance(values, missing, ends, state)
+
+    @torch.inference_mode()
+    def step_(
+        self, values: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None
+    ) -> StepOutput:
+        """Consume one sample for each of many arena rows, in place; slot -1 = padding.
+
+        As ``prefill`` of one sample. Sound comes in frames: ``prefill`` is the fast way.
+        """
+        rows = slots.clamp_min(0)
+        old = {name: arena[name][rows] for name in self.state_spec()}
+        output = self.prefill(values.unsqueeze(1), old, None, dt)
+        checks = [entry.isfinite().flatten(1).all(1) for entry in output.state.values()]
+        healthy = torch.stack(checks).all(0)
+        for name, entry in output.state.items():
+            kept = healthy.view(-1, *[1] * (entry.dim() - 1))
+            arena[name][rows] = torch.where(kept, entry, old[name])
+        return StepOutput(output.tail.squeeze(1), healthy)
+
+    def forecast_entries(self, horizon: int) -> Collection[str]:
+        """The state entries that ``forecast`` reads: few, unless the horizon needs a roll-out."""
+        if horizon > self.config.horizon - self.config.patch:
+            return self.state_spec()
+        return ("clock", "history", "patch", "context", "outlook")
+
+    @torch.inference_mode()
+    def forecast(self, state: State, horizon: int, levels: Sequence[float]) -> Tensor:
+        """Quantiles of the next ``horizon`` samples [B, horizon, len(levels)], float64.
+
+        The first sample is predicted from all before it; the others come from the outlook after
+        the last whole patch, and past its end from a copy that hears missing samples. Rows that
+        have heard nothing yet give NaN. ``state`` is never modified.
+        """
+        if horizon < 1:
+            raise InvalidInputError("horizon must be at least 1", code="invalid_horizon")
+        wanted = check_levels(levels)
+        path = self._path(state, horizon)
+        first = self._next(state)
+        path[:, :, 0] = torch.stack([first.mean, first.scale], dim=1)
+        mean, scale = path.double().unbind(1)
+        out = quantiles(mean, scale, wanted)
+        return out.masked_fill((state["clock"][:, 2] == 0)[:, None, None], torch.nan)
+
+    def _path(self, state: State, horizon: int) -> Tensor:
+        """Means and scales [B, 2, horizon] by the outlook alone."""
+        parts, patch = [state["outlook"]], self.config.patch
+        blank = torch.full_like(state["patch"], torch.nan, dtype=torch.float64)
+        for _ in range(-(-(horizon + patch - 1 - self.config.horizon) // patch)):
+            state = self.prefill(blank, state).state
+            parts.append(state["outlook"][:, :, -patch:])
+        whole = torch.cat(parts, -1)
+        place = state["clock"][:, :1].long() + torch.arange(horizon, device=whole.device)
+        return whole.gather(-1, place.unsqueeze(1).expand(-1, 2, -1))
+
+    def _next(self, state: State) -> Guess:
+        """The very next sample of each row [B]."""
+        survey = self.survey(state["patch"], state["history"])
+        context = state["context"].unsqueeze(1).expand(-1, 2, -1)
+        guess = self.guess_next(Encoded(*survey, context), state["patch"])
+        place = state["clock"][:, :1].long()
+        return Guess(*(part.gather(1, place).squeeze(1) for part in guess))
+
+    def _in_turns(
+        self, values: Tensor, missing: Tensor, ends: Tensor, state: State
+    ) -> PrefillOutput:
+        """Stretch by stretch: what is missing in a patch is filled by the outlook before it."""
+        begun, width = state["clock"][:, 0].long(), values.shape[1]
+        tails = torch.full_like(values, torch.nan, dtype=torch.float64)
+        for first, last in self._stretches(missing, begun):
+            start = (first - begun).clamp_min(0)
+            count = (torch.minimum(last - begun, ends) - start).clamp_min(0)
+            steps = torch.arange(last - first, device=values.device)
+            inside = steps < count.unsqueeze(1)
+            index = (start.unsqueeze(1) + steps).clamp(max=width - 1)
+            gone = missing.gather(1, index) & inside
+            place = (state["clock"][:, :1].long() + steps).clamp(max=self.config.horizon - 1)
+            filling = state["outlook"][:, 0].gather(1, place).to(values.dtype)
+            taken = torch.where(gone, filling, values.gather(1, index))
+            output = self._advance(taken, gone, count, state)
+            state = output.state
+            rows, columns = inside.nonzero(as_tuple=True)
+            tails[rows, index[rows, columns]] = output.tail[rows, columns]
+        return PrefillOutput(state, tails)
+
+    def _stretches(self, missing: Tensor, begun: Tensor) -> list[tuple[int, int]]:
+        """Where to cut, counted from the start of the unfinished patch.
+
+        A patch in which some row misses a sample is a stretch of its own; what lies between two
+        of them is one.
+        """
+        patch = self.config.patch
+        count = -(-(missing.shape[1] + patch - 1) // patch)
+        rows, columns = missing.nonzero(as_tuple=True)
+        holes = sorted(set(((columns + begun[rows]) // patch).tolist()))
+        ends = sorted({0, count, *holes, *(hole + 1 for hole in holes)})
+        return [(first * patch, last * patch) for first, last in pairwise(ends)]
+
+    def _advance(
+        self, values: Tensor, missing: Tensor, ends: Tensor, state: State
+    ) -> PrefillOutput:
+        """Consume samples [B, T] that are all there; ``missing`` says which are filled in."""
+        patch = self.config.patch
+        steps = torch.arange(values.shape[1], device=values.device)
+        place = state["clock"][:, :1].long() + steps
+        valid = steps < ends.unsqueeze(1)
+        samples, lost = self._lay_out(values.masked_fill(~valid, 0.0), missing, place, state)
+        whole = (place[:, 0] + ends) // patch
+        own = {name: state[name] for name in self.backbone.state_spec()}
+        encoded, new = self.encode(samples, state["history"], state["context"], lost, own, whole)
+        guess = self.guess_next(encoded, samples)
+        heard = valid & ~missing
+        mean, scale = (part.gather(1, place) for part in guess)
+        probability = tail(mean, scale, samples.gather(1, place))
+        known = heard.cumsum(1) - heard.long() + state["clock"][:, 2:]
+        new |= self._remember(encoded, samples, lost, state, whole)
+        left = place[:, 0] + ends - whole * patch
+        gone = F.pad(lost, (0, 1)).gather(1, whole.unsqueeze(1)).squeeze(1) * patch
+        ever = torch.maximum(heard.any(1), state["clock"][:, 2] > 0)
+        new["clock"] = torch.stack([left.double(), gone.double(), ever.double()], 1)
+        return PrefillOutput(new, probability.masked_fill(~(heard & (known > 0)), torch.nan))
+
+    def _lay_out(
+        self, values: Tensor, missing: Tensor, place: Tensor, state: State
+    ) -> tuple[Tensor, Tensor]:
+        """The unfinished patch and what follows, to whole patches, and each patch's lost share."""
+        patch = self.config.patch
+        room = (0, -(-(values.shape[1] - 1) // patch) * patch)
+        samples = F.pad(state["patch"], room).scatter_add(1, place, values.float())
+        gone = torch.zeros_like(samples).scatter_add(1, place, missing.float())
+        lost = gone.unflatten(1, (-1, patch)).sum(-1)
+        lost[:, 0] += state["clock"][:, 1]
+        return samples, lost / patch
+
+    def _remember(
+        self, encoded: Encoded, samples: Tensor, lost: Tensor, state: State, whole: Tensor
+    ) -> State:
+        """The row's own entries after ``whole`` [B] more patches."""
+        config = self.config
+        at = (whole * config.patch).unsqueeze(1)
+        history = torch.arange(config.history, device=at.device)
+        patch = torch.arange(config.patch, device=at.device)
+        joined = torch.cat([state["history"], samples], 1)
+        border = encoded.border(torch.arange(len(whole), device=at.device), whole)
+        return {
+            "history": joined.gather(1, at + history),
+            "patch": F.pad(samples, (0, config.patch)).gather(1, at + patch),
+            "context": border.context,
+            "outlook": self._outlook_after(border, lost, state["outlook"], whole),
+        }
+
+    def _outlook_after(self, border: Border, lost: Tensor, old: Tensor, whole: Tensor) -> Tensor:
+        """[B, 2, horizon]; through a lost patch the outlook from before it stays in force."""
+        fresh = torch.stack(self.look_ahead(border), 1)
+        patch = self.config.patch
+        longer = torch.cat([old[:, :, patch:], fresh[:, :, -patch:]], -1)
+        kept = (whole == 1) & (lost[:, 0] >= 1.0)
+        after = torch.where(kept[:, None, None], longer, fresh)
+        return torch.where((whole == 0)[:, None, None], old, after)
