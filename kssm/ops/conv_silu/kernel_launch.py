@@ -60,9 +60,10 @@ class _ConvSilu(torch.autograd.Function):
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor, window: Tensor | None, cut: Cut = FORWARD
+    x: Tensor, weight: Tensor, bias: Tensor, window: Tensor | None, cut: Cut | None = None
 ) -> Tensor:
     """y [B, T, C], contiguous."""
+    cut = cut or FORWARD
     batch, tokens, channels = x.shape
     flat = flat_rows(x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -83,9 +84,10 @@ def backward(
     window: Tensor | None,
     sizes: Sequence[int],
     incoming: Sequence[tuple[Tensor | None, Tensor | None]],
-    cut: Cut = BACKWARD,
+    cut: Cut | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of x, weight, bias and window, from those of the pieces of y (one or two each)."""
+    cut = cut or BACKWARD
     batch, tokens, channels = x.shape
     flat = flat_rows(x)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -107,14 +107,14 @@ class _ResidualNorm(torch.autograd.Function):
 
 
 def forward(
-    norm: Norm, group_size: int, eps: float, dtype: torch.dtype, cut: Cut = FORWARD
+    norm: Norm, group_size: int, eps: float, dtype: torch.dtype, cut: Cut | None = None
 ) -> Tensor:
     """The result [..., C], contiguous."""
     x, value, gate = (_rows(t) for t in (norm.x, norm.value, norm.gate))
     assert x is not None
     rows, channels = x.shape
     out = torch.empty(norm.x.shape, dtype=dtype, device=x.device)
-    sizes, parts = _sizes(rows, group_size, cut)
+    sizes, parts = _sizes(rows, group_size, cut or FORWARD)
     with on_device(x.device):
         forward_kernel[(parts * (channels // group_size),)](
             x, norm.weight, value, norm.skip, gate, out,
@@ -129,7 +129,7 @@ def backward(
     eps: float,
     dout: Tensor,
     residual: Tensor | None,
-    cut: Cut = BACKWARD,
+    cut: Cut | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x (``residual`` added), weight, value, skip and gate."""
     x, value, gate, dout_rows, residual_rows = (
@@ -139,7 +139,7 @@ def backward(
     assert dout_rows is not None
     rows, channels = x.shape
     dx, dvalue, dgate = (_like(t) for t in (norm.x, norm.value, norm.gate))
-    sizes, parts = _sizes(rows, group_size, cut)
+    sizes, parts = _sizes(rows, group_size, cut or BACKWARD)
     sums = torch.empty(parts, 2, channels, dtype=torch.float32, device=x.device)
     with on_device(x.device):
         backward_kernel[(parts * (channels // group_size),)](
