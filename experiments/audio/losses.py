@@ -116,7 +116,7 @@ def _outlook_terms(
     likelihood = ((error.detach().abs() / spread).clamp(max=50.0) + spread.log()).mean()
     return {
         "outlook": torch.stack(gains).sum(),
-        "outlook_all": error.clamp(-8, 8).square().mean(),
+        "outlook_all": _share_lost(target, guess.mean, rows, 4 * config.patch),
         "outlook_spread": likelihood,
     }
 
@@ -125,6 +125,13 @@ def _log_energy(error: Tensor, target: Tensor) -> Tensor:
     """Mean logarithm of the error's share of the energy, none above 1,000."""
     ratio = (error.square().mean(-1) + _FAINT) / (target.square().mean(-1) + _FAINT)
     return torch.log(ratio.clamp(max=1e3) + 1e-3).mean()
+
+
+def _share_lost(target: Tensor, mean: Tensor, rows: int, size: int) -> Tensor:
+    """The error's share of the energy of all of a row's reads [rows * reads, horizon] together."""
+    wrong = (target - mean)[:, :size].square().unflatten(0, (rows, -1)).mean((1, 2))
+    energy = target[:, :size].square().unflatten(0, (rows, -1)).mean((1, 2))
+    return (wrong / (energy + 1e-14)).clamp(max=10.0).mean()
 
 
 def _mean(x: Tensor, kept: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from kssm.training.optimizer import OptimizerConfig, Optimizers, scheduled_rate
 WEIGHTS = {
     "next": 1.0,
     "next_spread": 0.3,
-    "outlook": 1.0,
-    "outlook_all": 0.1,
+    "outlook": 0.5,
+    "outlook_all": 1.0,
     "outlook_spread": 0.2,
 }
 
