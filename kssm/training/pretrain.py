@@ -17,7 +17,6 @@ from kssm.checkpoint import load_weights
 from kssm.forecast import pretrained
 from kssm.forecast.forecaster import SignalForecaster
 from kssm.models.kssm import KSSMBlock
-from kssm.models.kssm_matrix import KSSMMatrixBlock
 from kssm.training.averaging import WeightAverage
 from kssm.training.config import PretrainConfig
 from kssm.training.corpus import Corpus
@@ -38,9 +37,11 @@ RESUME_FILE, CHECKPOINT, AVERAGED = "resume.pt", "checkpoint", "averaged"
 
 
 DENSE: Mapping[type[nn.Module], tuple[str, ...]] = MappingProxyType(
-    {KSSMBlock: ("before_scan", "after_scan"), KSSMMatrixBlock: ("_split", "_join")}
+    {KSSMBlock: ("before_scan", "after_scan")}
 )
-"""Methods around a block's scan, which has kernels of its own, that are worth compiling."""
+"""Methods around a block's scan, which has kernels of its own, that are worth compiling.
+
+The matrix-state block has kernels for everything between its products."""
 
 
 class Trainer:
