@@ -58,6 +58,7 @@ class Arena:
         self._free: list[int] = []
         self._generations = np.zeros(1, dtype=np.int64)
         self._taken = np.zeros(1, dtype=np.bool_)
+        self._replaced = np.zeros(1, dtype=np.bool_)
         self.tensors: State = {name: self._initial[name].clone() for name in spec}
         self.host: State = {name: row.clone() for name, row in (host or {}).items()}
         self.version = 0
@@ -107,6 +108,7 @@ class Arena:
 
     def reset(self, rows: Rows) -> None:
         """Make the rows fresh again."""
+        self._replaced[rows.slots] = True
         for tensors, index in self._tables(self.check(rows)):
             for name, tensor in tensors.items():
                 fresh = self._initial[name]
@@ -129,9 +131,16 @@ class Arena:
 
     def write(self, slots: Slots, state: State) -> None:
         """Overwrite entries at ``slots`` with those of ``state`` ([len(slots), ...] each)."""
+        self._replaced[slots] = True
         for tensors, index in self._tables(slots):
             for name in tensors.keys() & state.keys():
                 tensors[name].index_copy_(0, index, state[name])
+
+    def take_replaced(self, slots: Slots) -> Slots:
+        """Those of ``slots`` that were reset or written to since they were last asked for."""
+        replaced = slots[self._replaced[slots]]
+        self._replaced[replaced] = False
+        return replaced
 
     def check(self, rows: Rows) -> Slots:
         """The rows' slots; StateError ``stale_handle`` when they were freed meanwhile."""
@@ -178,6 +187,7 @@ class Arena:
         extra = capacity - old
         self._generations = np.concatenate([self._generations, np.zeros(extra, dtype=np.int64)])
         self._taken = np.concatenate([self._taken, np.zeros(extra, dtype=np.bool_)])
+        self._replaced = np.concatenate([self._replaced, np.zeros(extra, dtype=np.bool_)])
         self._free[:0] = range(capacity, old, -1)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kssm.language.sampling import Sampling
 from kssm.runtime.arena import Arena
+from kssm.runtime.clocks import Clocks, Due, clocked
 from kssm.runtime.contract import Floats, Forecaster, Slots, State, StepOutput, TokenModel
 from kssm.runtime.graphs import Progress, StepGraphs, weights_of
 from kssm.runtime.schedule import bucket
@@ -56,6 +57,11 @@ class Executor:
         self._padded = padded
         self._transport = Transport(device)
         self._graphs: StepGraphs | None = None
+        self._clocks: Clocks | None = None
+        self._clocked = clocked(forecaster) if device.type == "cuda" else None
+        if self._clocked is not None:
+            periods = [follow_up.period for follow_up in self._clocked.follow_ups]
+            self._clocks = Clocks(arena, periods, self.fetch)
         if device.type == "cuda" and graph_rows and weights_of(forecaster) is not None:
             self._graphs = StepGraphs(forecaster, arena, self._transport, graph_rows)
         self.arena = arena
@@ -80,22 +86,38 @@ class Executor:
 
     def step(self, slots: Slots, values: Floats, dt: Floats) -> tuple[Pending, Pending]:
         """Advance rows ``slots`` [N] by one token each: (tail, healthy), maybe longer than N."""
-        captured = None if self._graphs is None else self._graphs.step(slots, values, dt)
-        if captured is not None:
-            return captured
-        output = self._step(slots, values, dt)
-        return self._transport.download(output.tail), self._transport.download(output.healthy)
+        due = [] if self._clocks is None else self._clocks.advance(slots)
+        stepped = None if self._graphs is None else self._graphs.step(slots, values, dt)
+        if stepped is None:
+            output = self._step(slots, values, dt)
+            queue = self._transport.download
+            stepped = queue(output.tail), queue(output.healthy)
+        for follow_up in due:
+            self._follow(follow_up)
+        return stepped
 
     def _step(self, slots: Slots, values: Floats, dt: Floats) -> StepOutput:
+        moved_values, moved_dt, moved_slots = self._staged(slots, values, dt)
+        model = self._clocked
+        step = self._forecaster.step_ if model is None else model.step_row_
+        return step(moved_values, self.arena.tensors, moved_slots.to(torch.int64), dt=moved_dt)
+
+    def _follow(self, due: Due) -> None:
+        """Queue a follow-up of the step."""
+        if self._graphs is not None and self._graphs.follow(due):
+            return
+        assert self._clocked is not None
+        clocks, _, slots = self._staged(due.slots, due.clocks, np.ones(len(due.slots)))
+        follow_up = self._clocked.follow_ups[due.number]
+        follow_up.run(self.arena.tensors, slots.to(torch.int64), clocks)
+
+    def _staged(self, slots: Slots, first: Floats, second: Floats) -> Tensor:
+        """[3, room] on the device: two numbers a row and the slots, -1 behind."""
         rows = len(slots)
-        room = self._room(rows)
-        staged = np.empty((3, room))  # slots are small whole numbers: exact in float64
+        staged = np.empty((3, self._room(rows)))  # slots are small whole numbers: exact in float64
         staged[:, rows:] = [[0.0], [1.0], [-1.0]]
-        staged[0, :rows], staged[1, :rows], staged[2, :rows] = values, dt, slots
-        moved_values, moved_dt, moved_slots = self._to_device(staged)
-        return self._forecaster.step_(
-            moved_values, self.arena.tensors, moved_slots.to(torch.int64), dt=moved_dt
-        )
+        staged[0, :rows], staged[1, :rows], staged[2, :rows] = first, second, slots
+        return self._to_device(staged)
 
     def draw(self, slots: Slots, rules: Sequence[Sampling], uniform: Floats) -> Slots:
         """The next tokens [N] of rows ``slots`` [N] of a language model; waits for the device."""

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kssm.runtime.arena import Arena
-from kssm.runtime.contract import Floats, Forecaster, Slots, State, StepOutput
+from kssm.runtime.clocks import Due, clocked
+from kssm.runtime.contract import Floats, Forecaster, Slots, State
 from kssm.runtime.schedule import bucket
 from kssm.runtime.transport import Pending, Transport
 
@@ -25,6 +26,9 @@ Progress = Callable[[int, int], None]
 """Called with the graphs captured so far and those wanted."""
 
 _log = logging.getLogger(__name__)
+
+_STEP = -1
+"""The part of a step that every sample needs; the others are the follow-ups' numbers."""
 
 
 def weights_of(forecaster: Forecaster) -> object | None:
@@ -34,7 +38,7 @@ def weights_of(forecaster: Forecaster) -> object | None:
 
 @dataclass(frozen=True, eq=False)
 class _Captured:
-    """A graph, its pinned inputs (values, dt, slots as float64 and int64) and outputs.
+    """A graph, its pinned inputs (two numbers a row and its slot) and outputs, if it has any.
 
     ``kept`` owns the device memory that the graph uses: it must live as long.
     """
@@ -44,24 +48,26 @@ class _Captured:
     inputs: NDArray[np.float64]
     slots: NDArray[np.int64]
     uploaded: torch.cuda.Event
-    tail: Tensor
-    healthy: Tensor
+    outputs: tuple[Tensor, ...]
     kept: tuple[object, ...]
 
-    def write(self, slots: Slots, values: Floats, dt: Floats) -> None:
-        """Fill the inputs, with padding behind; waits while an earlier replay may read them."""
+    def replay(self, slots: Slots, first: Floats, second: Floats) -> None:
+        """Run on these inputs; waits while an earlier replay may read its own."""
         self.uploaded.synchronize()
         rows = len(slots)
-        self.inputs[:, :rows] = values, dt
+        self.inputs[:, :rows] = first, second
         self.slots[:rows] = slots
         self.inputs[0, rows:], self.inputs[1, rows:], self.slots[rows:] = 0.0, 1.0, -1
+        self.graph.replay()
+        self.uploaded.record()
 
 
 class StepGraphs:
     """Steps of a forecaster over an arena, for up to ``largest`` rows at once.
 
     Graphs hold the addresses of the arena's tensors: when the arena has grown, each is captured
-    again on its next use. Owned by the device thread.
+    again on its next use. A forecaster's follow-ups are graphs of their own. Owned by the device
+    thread.
     """
 
     def __init__(
@@ -71,37 +77,42 @@ class StepGraphs:
         self._arena = arena
         self._transport = transport
         self._largest = largest
-        self._graphs: dict[int, _Captured] = {}
+        model = clocked(forecaster)
+        self._step_ = forecaster.step_ if model is None else model.step_row_
+        self._follow_ups = () if model is None else tuple(model.follow_ups)
+        self._graphs: dict[tuple[int, int], _Captured] = {}
         self._pool: Any = None
 
     def capture(self, report: Progress | None = None) -> None:
         """Capture every graph, the largest first: it compiles what most others need too."""
-        rooms = list(self._rooms())
-        for done, room in enumerate(reversed(rooms)):
+        parts = range(_STEP, len(self._follow_ups))
+        wanted = [(part, room) for room in reversed(list(self._rooms())) for part in parts]
+        for done, (part, room) in enumerate(wanted):
             if report is not None:
-                report(done, len(rooms))
-            self._graphs[room] = self._captured(room)
-            _log.info("captured the step of %d rows (%d of %d)", room, done + 1, len(rooms))
+                report(done, len(wanted))
+            self._graphs[part, room] = self._captured(part, room)
+            _log.info("captured a step of %d rows (%d of %d)", room, done + 1, len(wanted))
         if report is not None:
-            report(len(rooms), len(rooms))
+            report(len(wanted), len(wanted))
 
     def step(self, slots: Slots, values: Floats, dt: Floats) -> tuple[Pending, Pending] | None:
         """(tail, healthy) of rows ``slots`` [N], longer than N.
 
         None for more than ``largest`` rows, or when the step can no longer be captured.
         """
-        room = bucket(len(slots))
-        if room > self._largest:
+        captured = self._find(_STEP, len(slots))
+        if captured is None:
             return None
-        captured = self._graphs.get(room)
-        if captured is None or captured.arena is not self._arena.tensors:
-            if weights_of(self._forecaster) is None:
-                return None
-            captured = self._graphs[room] = self._captured(room)
-        captured.write(slots, values, dt)
-        captured.graph.replay()
-        captured.uploaded.record()
-        return self._transport.expect(captured.tail), self._transport.expect(captured.healthy)
+        captured.replay(slots, values, dt)
+        tail, healthy = captured.outputs
+        return self._transport.expect(tail), self._transport.expect(healthy)
+
+    def follow(self, due: Due) -> bool:
+        """Run a follow-up; False where ``step`` would give None."""
+        captured = self._find(due.number, len(due.slots))
+        if captured is not None:
+            captured.replay(due.slots, due.clocks, np.ones(len(due.slots)))
+        return captured is not None
 
     def close(self) -> None:
         """Drop the graphs; the device must have finished with them."""
@@ -114,37 +125,46 @@ class StepGraphs:
             yield room
             room *= 2
 
-    def _captured(self, room: int) -> _Captured:
-        """Run the step once on padding, which compiles it, then capture it."""
+    def _find(self, part: int, rows: int) -> _Captured | None:
+        room = bucket(rows)
+        if room > self._largest:
+            return None
+        captured = self._graphs.get((part, room))
+        if captured is None or captured.arena is not self._arena.tensors:
+            if weights_of(self._forecaster) is None:
+                return None
+            captured = self._graphs[part, room] = self._captured(part, room)
+        return captured
+
+    def _captured(self, part: int, room: int) -> _Captured:
+        """Run a part of the step once on padding, which compiles it, then capture it."""
         host = torch.empty(3, room, dtype=torch.float64, pin_memory=True)
         host[:2], host[2].view(torch.int64)[:] = 1.0, -1
-        tail = torch.empty(room, dtype=torch.float64, pin_memory=True)
-        healthy = torch.empty(room, dtype=torch.bool, pin_memory=True)
         arena, device = self._arena.tensors, self._transport.device
         moved = host.to(device)
         slots = moved[2].view(torch.int64)
         weights = weights_of(self._forecaster)
-        self._forecaster.step_(moved[0], arena, slots, dt=moved[1])
 
-        def run() -> StepOutput:
-            moved.copy_(host, non_blocking=True)
-            output = self._forecaster.step_(moved[0], arena, slots, dt=moved[1])
-            tail.copy_(output.tail, non_blocking=True)
-            healthy.copy_(output.healthy, non_blocking=True)
-            return output
+        def work() -> tuple[Tensor, ...]:
+            if part == _STEP:
+                output = self._step_(moved[0], arena, slots, dt=moved[1])
+                return output.tail, output.healthy
+            self._follow_ups[part].run(arena, slots, moved[0])
+            return ()
 
+        outputs = tuple(_pinned_like(result) for result in work())
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = run()
+            moved.copy_(host, non_blocking=True)
+            results = work()
+            for output, result in zip(outputs, results, strict=True):
+                output.copy_(result, non_blocking=True)
         self._pool = graph.pool()
-        inputs = host.numpy()
-        return _Captured(
-            graph,
-            arena,
-            inputs[:2],
-            inputs[2].view(np.int64),
-            torch.cuda.Event(),
-            tail,
-            healthy,
-            (moved, output.tail, output.healthy, weights),
-        )
+        inputs, event = host.numpy(), torch.cuda.Event()
+        kept = (moved, *results, weights)
+        places = inputs[2].view(np.int64)
+        return _Captured(graph, arena, inputs[:2], places, event, outputs, kept)
+
+
+def _pinned_like(result: Tensor) -> Tensor:
+    return torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
