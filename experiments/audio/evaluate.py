@@ -87,7 +87,8 @@ def model_guesses(
     encoded, _ = network.encode(samples, *fresh(network, 1, device), lost, None)
     guess = network.guess_next(encoded, samples)
     borders = torch.from_numpy(starts // config.patch).to(device)
-    ahead = network.look_ahead(encoded.border(torch.zeros_like(borders), borders)).mean
+    windows = encoded.blocks[0, borders * config.blocks]
+    ahead = network.look_ahead(windows, encoded.context[0, borders]).mean
     flat = [part.flatten()[: len(x)].double().cpu().numpy() for part in guess]
     return flat[0], flat[1], ahead.double().cpu().numpy()
 

@@ -52,7 +52,7 @@ def lose(
     border = 8 + torch.arange(gaps, device=device) * room + draw
     lengths = torch.randint(1, 5, (rows, gaps), generator=generator, device=device)
     row = torch.arange(rows, device=device).repeat_interleave(gaps)
-    guess = network.look_ahead(encoded.border(row, border.flatten())).mean
+    guess = _look(network, encoded, row, border.flatten() * config.blocks)[0].mean
     filled = samples.clone()
     for k in range(4):
         kept = (lengths.flatten() > k).nonzero().squeeze(1)
@@ -99,14 +99,16 @@ def _outlook_terms(
 ) -> dict[str, Tensor]:
     config = network.config
     rows, device = len(truth), truth.device
-    last = encoded.context.shape[1] - 1 - config.horizon // config.patch
-    border = torch.randint(_WARM_UP, last, (rows * reads,), generator=generator, device=device)
+    last = encoded.context.shape[1] - 2 - config.horizon // config.patch
+    shape, blocks = (rows * reads,), config.blocks
+    border = torch.randint(_WARM_UP, last, shape, generator=generator, device=device)
+    within = torch.randint(0, blocks, shape, generator=generator, device=device)
+    aligned = torch.rand(shape, generator=generator, device=device) < 0.5
+    block = border * blocks + within.masked_fill(aligned, 0)
     row = torch.arange(rows, device=device).repeat_interleave(reads)
-    here = encoded.border(row, border)
-    guess = network.look_ahead(here)
-    place = border.unsqueeze(1) * config.patch + torch.arange(config.horizon, device=device)
+    guess, level = _look(network, encoded, row, block)
+    place = block.unsqueeze(1) * config.block + torch.arange(config.horizon, device=device)
     target = truth[row.unsqueeze(1), place]
-    level = here.linear.level.unsqueeze(-1)
     error = (target - guess.mean) / level
     stretches = ((share, n * config.patch) for share, n in zip(_SHARES, (1, 2, 4), strict=True))
     gains = [
@@ -119,6 +121,15 @@ def _outlook_terms(
         "outlook_all": _share_lost(target, guess.mean, rows, 4 * config.patch),
         "outlook_spread": likelihood,
     }
+
+
+def _look(
+    network: AudioNetwork, encoded: Encoded, row: Tensor, block: Tensor
+) -> tuple[Guess, Tensor]:
+    """The outlooks before blocks [R] of rows [R], and the levels [R, 1] there."""
+    context = encoded.context[row, block // network.config.blocks]
+    guess = network.look_ahead(encoded.blocks[row, block], context)
+    return guess, encoded.linear.level[row, block].unsqueeze(-1)
 
 
 def _log_energy(error: Tensor, target: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kssm.audio.laplace import quantiles, tail
-from kssm.audio.model import AudioNetwork, Border, Encoded
+from kssm.audio.model import AudioNetwork, Encoded
 from kssm.audio.next_sample import Guess
 from kssm.checkpoint.files import fingerprint
 from kssm.errors import InvalidInputError
@@ -129,7 +129,7 @@ class AudioForecaster(AudioNetwork):
 
     def forecast_entries(self, horizon: int) -> Collection[str]:
         """The state entries that ``forecast`` reads: few, unless the horizon needs a roll-out."""
-        if horizon > self.config.horizon - self.config.patch:
+        if horizon > self.config.horizon:
             return self.state_spec()
         return ("clock", "history", "patch", "context", "outlook")
 
@@ -144,23 +144,22 @@ class AudioForecaster(AudioNetwork):
         if horizon < 1:
             raise InvalidInputError("horizon must be at least 1", code="invalid_horizon")
         wanted = check_levels(levels)
-        path = self._path(state, horizon)
+        path = self.path(state, horizon)
         first = self._next(state)
         path[:, :, 0] = torch.stack([first.mean, first.scale], dim=1)
         mean, scale = path.double().unbind(1)
         out = quantiles(mean, scale, wanted)
         return out.masked_fill((state["clock"][:, 2] == 0)[:, None, None], torch.nan)
 
-    def _path(self, state: State, horizon: int) -> Tensor:
-        """Means and scales [B, 2, horizon] by the outlook alone."""
+    @torch.inference_mode()
+    def path(self, state: State, horizon: int) -> Tensor:
+        """Means and scales [B, 2, horizon] by the outlook alone: what fills missing samples."""
         parts, patch = [state["outlook"]], self.config.patch
         blank = torch.full_like(state["patch"], torch.nan, dtype=torch.float64)
-        for _ in range(-(-(horizon + patch - 1 - self.config.horizon) // patch)):
+        for _ in range(-(-(horizon - self.config.horizon) // patch)):
             state = self.prefill(blank, state).state
             parts.append(state["outlook"][:, :, -patch:])
-        whole = torch.cat(parts, -1)
-        place = state["clock"][:, :1].long() + torch.arange(horizon, device=whole.device)
-        return whole.gather(-1, place.unsqueeze(1).expand(-1, 2, -1))
+        return torch.cat(parts, -1)[:, :, :horizon]
 
     def _next(self, state: State) -> Guess:
         """The very next sample of each row [B]."""
@@ -173,37 +172,32 @@ class AudioForecaster(AudioNetwork):
     def _in_turns(
         self, values: Tensor, missing: Tensor, ends: Tensor, state: State
     ) -> PrefillOutput:
-        """Stretch by stretch: what is missing in a patch is filled by the outlook before it."""
-        begun, width = state["clock"][:, 0].long(), values.shape[1]
-        tails = torch.full_like(values, torch.nan, dtype=torch.float64)
-        for first, last in self._stretches(missing, begun):
-            start = (first - begun).clamp_min(0)
-            count = (torch.minimum(last - begun, ends) - start).clamp_min(0)
-            steps = torch.arange(last - first, device=values.device)
-            inside = steps < count.unsqueeze(1)
-            index = (start.unsqueeze(1) + steps).clamp(max=width - 1)
-            gone = missing.gather(1, index) & inside
-            place = (state["clock"][:, :1].long() + steps).clamp(max=self.config.horizon - 1)
-            filling = state["outlook"][:, 0].gather(1, place).to(values.dtype)
-            taken = torch.where(gone, filling, values.gather(1, index))
+        """Stretch by stretch: what is missing in one is filled by the outlook before it."""
+        tails: list[Tensor] = []
+        for first, last in self._stretches(missing):
+            count = (ends - first).clamp(0, last - first)
+            gone, heard = missing[:, first:last], values[:, first:last]
+            filling = state["outlook"][:, 0, : last - first].to(values.dtype)
+            taken = torch.where(gone, filling, heard) if bool(gone.any()) else heard
             output = self._advance(taken, gone, count, state)
             state = output.state
-            rows, columns = inside.nonzero(as_tuple=True)
-            tails[rows, index[rows, columns]] = output.tail[rows, columns]
-        return PrefillOutput(state, tails)
+            tails.append(output.tail)
+        return PrefillOutput(state, torch.cat(tails, 1))
 
-    def _stretches(self, missing: Tensor, begun: Tensor) -> list[tuple[int, int]]:
-        """Where to cut, counted from the start of the unfinished patch.
+    def _stretches(self, missing: Tensor) -> list[tuple[int, int]]:
+        """Where to cut so that each row misses all or nothing of a stretch.
 
-        A patch in which some row misses a sample is a stretch of its own; what lies between two
-        of them is one.
+        Stretches that a row misses are no longer than a patch.
         """
-        patch = self.config.patch
-        count = -(-(missing.shape[1] + patch - 1) // patch)
-        rows, columns = missing.nonzero(as_tuple=True)
-        holes = sorted(set(((columns + begun[rows]) // patch).tolist()))
-        ends = sorted({0, count, *holes, *(hole + 1 for hole in holes)})
-        return [(first * patch, last * patch) for first, last in pairwise(ends)]
+        width = missing.shape[1]
+        changes = (missing[:, 1:] != missing[:, :-1]).any(0).nonzero().squeeze(1) + 1
+        cuts = [0, *changes.tolist(), width]
+        holes = missing.any(0).tolist()
+        parts: list[tuple[int, int]] = []
+        for first, last in pairwise(cuts):
+            size = self.config.patch if holes[first] else last - first
+            parts += [(at, min(at + size, last)) for at in range(first, last, size)]
+        return parts
 
     def _advance(
         self, values: Tensor, missing: Tensor, ends: Tensor, state: State
@@ -222,8 +216,13 @@ class AudioForecaster(AudioNetwork):
         mean, scale = (part.gather(1, place) for part in guess)
         probability = tail(mean, scale, samples.gather(1, place))
         known = heard.cumsum(1) - heard.long() + state["clock"][:, 2:]
-        new |= self._remember(encoded, samples, lost, state, whole)
         left = place[:, 0] + ends - whole * patch
+        new |= self._remember(samples, state["history"], whole, left)
+        rows = torch.arange(len(whole), device=whole.device)
+        new["context"] = encoded.context[rows, whole]
+        window = torch.cat([new["history"], new["patch"]], 1)
+        window = window.gather(1, left.unsqueeze(1) + torch.arange(self.config.history, device=left.device))
+        new["outlook"] = self._outlook_after(window, new["context"], missing, ends, state["outlook"])
         gone = F.pad(lost, (0, 1)).gather(1, whole.unsqueeze(1)).squeeze(1) * patch
         ever = torch.maximum(heard.any(1), state["clock"][:, 2] > 0)
         new["clock"] = torch.stack([left.double(), gone.double(), ever.double()], 1)
@@ -241,28 +240,26 @@ class AudioForecaster(AudioNetwork):
         lost[:, 0] += state["clock"][:, 1]
         return samples, lost / patch
 
-    def _remember(
-        self, encoded: Encoded, samples: Tensor, lost: Tensor, state: State, whole: Tensor
-    ) -> State:
-        """The row's own entries after ``whole`` [B] more patches."""
+    def _remember(self, samples: Tensor, history: Tensor, whole: Tensor, left: Tensor) -> State:
+        """History and unfinished patch after ``whole`` [B] patches and ``left`` [B] samples."""
         config = self.config
         at = (whole * config.patch).unsqueeze(1)
-        history = torch.arange(config.history, device=at.device)
-        patch = torch.arange(config.patch, device=at.device)
-        joined = torch.cat([state["history"], samples], 1)
-        border = encoded.border(torch.arange(len(whole), device=at.device), whole)
+        before = torch.arange(config.history, device=at.device)
+        begun = torch.arange(config.patch, device=at.device)
+        unfinished = F.pad(samples, (0, config.patch)).gather(1, at + begun)
         return {
-            "history": joined.gather(1, at + history),
-            "patch": F.pad(samples, (0, config.patch)).gather(1, at + patch),
-            "context": border.context,
-            "outlook": self._outlook_after(border, lost, state["outlook"], whole),
+            "history": torch.cat([history, samples], 1).gather(1, at + before),
+            "patch": unfinished * (begun < left.unsqueeze(1)),
         }
 
-    def _outlook_after(self, border: Border, lost: Tensor, old: Tensor, whole: Tensor) -> Tensor:
-        """[B, 2, horizon]; through a lost patch the outlook from before it stays in force."""
-        fresh = torch.stack(self.look_ahead(border), 1)
-        patch = self.config.patch
-        longer = torch.cat([old[:, :, patch:], fresh[:, :, -patch:]], -1)
-        kept = (whole == 1) & (lost[:, 0] >= 1.0)
-        after = torch.where(kept[:, None, None], longer, fresh)
-        return torch.where((whole == 0)[:, None, None], old, after)
+    def _outlook_after(
+        self, window: Tensor, context: Tensor, missing: Tensor, ends: Tensor, old: Tensor
+    ) -> Tensor:
+        """From now on [B, 2, horizon]; through a gap the outlook from before it stays in force."""
+        fresh = torch.stack(self.look_ahead(window, context), 1)
+        place = ends.unsqueeze(1) + torch.arange(self.config.horizon, device=ends.device)
+        inside = (place < self.config.horizon).unsqueeze(1)
+        index = place.clamp(max=self.config.horizon - 1).unsqueeze(1).expand_as(old)
+        shifted = torch.where(inside, old.gather(-1, index), fresh)
+        kept = missing.any(1) | (ends == 0)
+        return torch.where(kept[:, None, None], shifted, fresh)

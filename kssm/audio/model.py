@@ -18,20 +18,6 @@ from kssm.models.kssm import KSSM
 from kssm.models.layers import init_linear
 
 
-class Border(NamedTuple):
-    """What is known between two patches, of rows [...].
-
-    window: [..., history] the samples before.
-    linear, period: their analysis.
-    context: [..., d_model] the recurrence's output for the patch before.
-    """
-
-    window: Tensor
-    linear: Prediction
-    period: Period
-    context: Tensor
-
-
 class Survey(NamedTuple):
     """What signal processing says of N patches of M blocks.
 
@@ -52,13 +38,6 @@ class Encoded(NamedTuple):
     linear: Prediction
     period: Period
     context: Tensor
-
-    def border(self, rows: Tensor, patches: Tensor) -> Border:
-        """Before the patches [R] of rows [R]."""
-        block = patches * ((self.blocks.shape[1] - 1) // max(1, self.context.shape[1] - 1))
-        linear = Prediction(*(entry[rows, block] for entry in self.linear))
-        period = Period(*(entry[rows, patches] for entry in self.period))
-        return Border(self.blocks[rows, block], linear, period, self.context[rows, patches])
 
 
 class AudioNetwork(nn.Module):
@@ -129,9 +108,16 @@ class AudioNetwork(nn.Module):
         guess = self.next_sample(buffer, linear, lag, context)
         return Guess(guess.mean.flatten(1), guess.scale.flatten(1))
 
-    def look_ahead(self, border: Border) -> Guess:
-        """The samples after borders [R]: [R, horizon]."""
-        return self.outlook(border.window, border.linear, border.period, border.context)
+    def look_ahead(self, window: Tensor, context: Tensor) -> Guess:
+        """The samples after windows [R, history]: [R, horizon].
+
+        ``context`` [R, d_model] is the recurrence's output for the last whole patch in the window,
+        which may have begun another one.
+        """
+        with torch.no_grad():
+            linear = predict_linearly(window, self.config)
+            period = find_period(window, linear.level, self.config)
+        return self.outlook(window, linear, period, context)
 
 
 def pad_patches(samples: Tensor, patch: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from kssm.audio.config import AudioConfig
+from kssm.audio.forecaster import AudioForecaster
 from kssm.audio.model import AudioNetwork
 from kssm.checkpoint import load_weights, read_config, save_model
 from kssm.errors import CheckpointError, InvalidInputError
@@ -44,9 +45,9 @@ def load(
     device: str | torch.device = "cpu",
     *,
     check_values: bool = True,
-) -> AudioNetwork:
+) -> AudioForecaster:
     """In evaluation mode on ``device``; raises ``model_not_found``, ``CheckpointError``."""
     folder = locate(name_or_path)
-    network = AudioNetwork(parse(read_config(folder), folder))
+    network = AudioForecaster(parse(read_config(folder), folder))
     load_weights(network, folder, check_values=check_values)
     return network.eval().requires_grad_(False).to(device)
