@@ -36,6 +36,11 @@ _TINY: Final = 1e-12
 _LIMIT: Final = 1e6
 
 
+def mature_blocks(factor: int, block: int) -> int:
+    """Blocks of ``block`` samples before a copy of every ``factor``-th takes part."""
+    return -(-MATURE * factor // block)
+
+
 def rivals(quantiles: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
     """What is kept for judging of forecasts [..., R, M, 3] made with statistics [..., 7].
 
@@ -65,7 +70,7 @@ def judge(block: Tensor, forecasts: Tensor, location_scale: Tensor) -> tuple[Ten
     seen = is_visible(block) & (scale > 0)
     units = torch.where(seen, block - location, 0.0) / torch.where(scale > 0, scale, 1.0)
     error = units.clamp(-_LIMIT, _LIMIT)[..., None, :, None] - forecasts.double()
-    levels = torch.tensor([LEVELS[i] for i in JUDGED], dtype=error.dtype, device=error.device)
+    levels = constant(tuple(LEVELS[i] for i in JUDGED), error.dtype, error.device)
     pinball = torch.maximum(levels * error, (levels - 1.0) * error).mean(-1)
     near = block.shape[-1] // 4
     parts = [
@@ -118,6 +123,12 @@ def weights(sums: Tensor, factors: Sequence[int], horizon: int, direct: int) -> 
     doubt = torch.where(blocks > 0, doubt, torch.inf)
     doubt = torch.cat([torch.zeros_like(doubt[:, :1]), doubt], dim=1)
     return torch.softmax(-SHARPNESS * excess - doubt.unsqueeze(-1) - beyond, dim=1)
+
+
+@functools.lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The values as a tensor, made once: CUDA graphs cannot hold its way to the device."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 @functools.lru_cache(maxsize=256)

@@ -38,16 +38,27 @@ def interpolate(quantiles: Tensor, levels: Sequence[float]) -> Tensor:
 
 def _quantile(quantiles: Tensor, level: float) -> Tensor:
     median = quantiles[..., MEDIAN]
+    below, above, weight = between(level)
+    if above is None:
+        return median + (quantiles[..., below] - median) * weight
+    if weight == 0.0:
+        return quantiles[..., below]
+    return quantiles[..., below] * (1.0 - weight) + quantiles[..., above] * weight
+
+
+def between(level: float) -> tuple[int, int | None, float]:
+    """Which of the nine quantiles a level lies between, and the weight of the second.
+
+    Beyond the outer one there is no second, and the weight is how many times as far from the
+    median as that one the level lies.
+    """
     if level < LEVELS[0] or level > LEVELS[-1]:
-        outer = quantiles[..., 0 if level < 0.5 else -1]
         z = abs(math.sqrt(2.0) * float(torch.erfinv(torch.tensor(2 * level - 1).double())))
-        return median + (outer - median) * (z / _OUTER_Z)
+        return 0 if level < 0.5 else len(LEVELS) - 1, None, z / _OUTER_Z
     position = (level - LEVELS[0]) * 10.0
     below = min(int(position + 1e-9), len(LEVELS) - 1)
     weight = position - below
-    if weight < 1e-9:
-        return quantiles[..., below]
-    return quantiles[..., below] * (1.0 - weight) + quantiles[..., below + 1] * weight
+    return (below, below, 0.0) if weight < 1e-9 else (below, below + 1, weight)
 
 
 def cumulative(quantiles: Tensor, x: Tensor) -> Tensor:

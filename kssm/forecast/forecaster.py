@@ -26,6 +26,7 @@ from kssm.forecast.distribution import (
 from kssm.forecast.fused import FusedModel
 from kssm.forecast.head import QuantileHead
 from kssm.forecast.native import NativeModel
+from kssm.forecast.native.reading import read_quantiles
 from kssm.models import KSSMConfig, State, StateSpec, build
 from kssm.models.base import fresh_state
 from kssm.models.layers import init_linear
@@ -260,19 +261,29 @@ class SignalForecaster(nn.Module):
         read = self.fused.forecast(state, horizon, wanted, MAX_NORMALISED)
         if read is not None:
             return read
-        blocks = state["forecast"]
-        if horizon > self.config.head_horizon:
-            reads = -(-horizon // self.config.head_horizon) - 1
-            rolled = self.native.roll_out(self, state, reads)
-            if rolled is None:
-                rolled = self._roll_out(state, reads)
-            blocks = torch.cat([blocks, rolled], dim=1)
+        blocks = self.ahead(state, horizon)
+        done = read_quantiles(
+            [(blocks, state["scaler"])], horizon, wanted, self.config.head_horizon
+        )
+        if done is not None:
+            return done
         quantiles = interpolate(blocks[:, :horizon].double(), wanted)
         values = scaler.denormalise(
             quantiles.clamp(-MAX_NORMALISED, MAX_NORMALISED), state["scaler"]
         )
         unseen = state["scaler"][:, 0] == 0
         return values.masked_fill(unseen[:, None, None], torch.nan)
+
+    def ahead(self, state: State, horizon: int) -> Tensor:
+        """Normalised quantiles of at least the next ``horizon`` samples, [B, points, 9]."""
+        direct = state["forecast"]
+        if horizon <= self.config.head_horizon:
+            return direct
+        reads = -(-horizon // self.config.head_horizon) - 1
+        rolled = self.native.roll_out(self, state, reads)
+        if rolled is None:
+            rolled = self._roll_out(state, reads)
+        return torch.cat([direct, rolled], dim=1)
 
     def _roll_out(self, state: State, reads: int) -> Tensor:
         """Normalised quantiles past the head's horizon [B, reads K, 9]."""

@@ -8,9 +8,9 @@ the resolutions; a forecast is the weighted mean of their quantiles.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from kssm.forecast.forecaster import (
     SignalForecaster,
     StepOutput,
 )
+from kssm.forecast.native.reading import Contest, read_quantiles
 from kssm.forecast.thinning import (
     ABSENT,
     coarse_length,
@@ -54,6 +55,17 @@ def at_one_resolution(forecaster: SignalForecaster) -> SignalForecaster:
     return single.train(forecaster.training)
 
 
+class FollowUp(NamedTuple):
+    """What a step leaves to be done for rows whose clock is a multiple of ``period`` after it.
+
+    ``run`` takes the arena, slots [N] (-1 = padding) and those clocks [N] (float64); a row whose
+    clock is another, because its step failed, is left alone.
+    """
+
+    period: int
+    run: Callable[[State, Tensor, Tensor], None]
+
+
 class _Cut(NamedTuple):
     """New samples cut into blocks: samples and steps [B, n, M]; phase, full (blocks) [B]."""
 
@@ -80,7 +92,7 @@ class MultiResolutionForecaster(SignalForecaster):
             )
         super().__init__(config)
         self._block = config.head_horizon
-        self._mature = [-(-contest.MATURE * f // config.head_horizon) for f in config.thinning]
+        self._mature = [contest.mature_blocks(f, config.head_horizon) for f in config.thinning]
 
     def state_spec(self) -> StateSpec:
         """Shapes and dtypes of one row's state."""
@@ -110,6 +122,20 @@ class MultiResolutionForecaster(SignalForecaster):
     ) -> PrefillOutput:
         """As ``SignalForecaster.prefill``."""
         self._check(values, state, dt)
+        done = self.native.prefill(self, values, state, lengths, dt, whole=True)
+        if done is None:
+            return self.prefill_apart(values, state, lengths, dt)
+        return PrefillOutput(*done)
+
+    @torch.inference_mode()
+    def prefill_apart(
+        self,
+        values: Tensor,
+        state: State,
+        lengths: Tensor | None = None,
+        dt: Tensor | None = None,
+    ) -> PrefillOutput:
+        """``prefill``, one resolution after the other: the reference and the fallback."""
         rows, tokens = values.shape
         ends = torch.full((rows,), tokens, device=values.device) if lengths is None else lengths
         steps = torch.ones_like(values) if dt is None else dt.double()
@@ -130,9 +156,19 @@ class MultiResolutionForecaster(SignalForecaster):
         self, values: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None
     ) -> StepOutput:
         """As ``SignalForecaster.step_``."""
+        done = self.native.step_(self, values, arena, slots, dt, whole=True)
+        if done is None:
+            return self.step_apart_(values, arena, slots, dt)
+        return StepOutput(*done)
+
+    @torch.inference_mode()
+    def step_apart_(
+        self, values: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None
+    ) -> StepOutput:
+        """``step_``, one resolution after the other: the reference and the fallback."""
         output = super().step_(values, arena, slots, dt)
         rows = slots.clamp_min(0)
-        ended = self._take(values, dt, arena, rows, output.healthy)
+        ended: list[int] = self._take(values, dt, arena, rows, output.healthy).tolist()
         for factor in self.config.thinning:
             due = [i for i, position in enumerate(ended) if position and position % factor == 0]
             if due:
@@ -145,7 +181,7 @@ class MultiResolutionForecaster(SignalForecaster):
 
     def _take(
         self, values: Tensor, dt: Tensor | None, arena: State, rows: Tensor, healthy: Tensor
-    ) -> list[int]:
+    ) -> Tensor:
         """Put the samples of healthy rows into their blocks; how many each block holds now.
 
         Rows that are not healthy hold what they held: 0 here.
@@ -158,7 +194,41 @@ class MultiResolutionForecaster(SignalForecaster):
         block[rows, 0, position] = torch.where(healthy, kept, 0.0)
         block[rows, 1, position] = healthy.double() if dt is None else dt.double() * healthy
         clock[rows, 0] = before + healthy
-        return torch.where(healthy, position + 1, 0).tolist()
+        return torch.where(healthy, position + 1, 0)
+
+    @property
+    def step_weights(self) -> object | None:
+        """What ``step_row_`` and the ``follow_ups`` read; as ``SignalForecaster.step_weights``."""
+        plain = type(self).step_ is MultiResolutionForecaster.step_
+        return self.fused.current(self) if plain else None
+
+    @torch.inference_mode()
+    def step_row_(
+        self, values: Tensor, arena: State, slots: Tensor, dt: Tensor | None = None
+    ) -> StepOutput:
+        """``step_`` without what only some samples bring, the ``follow_ups``.
+
+        A caller who knows the rows' clocks runs those too, in their order, and nothing waits for
+        the device.
+        """
+        output = super().step_(values, arena, slots, dt)
+        self._take(values, dt, arena, slots.clamp_min(0), output.healthy)
+        return output
+
+    @property
+    def follow_ups(self) -> tuple[FollowUp, ...]:
+        """The rest of ``step_``: a thinned copy's step at every k-th sample, the end of a block."""
+        copies = (FollowUp(k, partial(self._follow_copy, k)) for k in self.config.thinning)
+        return (*copies, FollowUp(self._block, self._follow_block))
+
+    @torch.inference_mode()
+    def _follow_copy(self, factor: int, arena: State, slots: Tensor, clock: Tensor) -> None:
+        run = (clock.long() - 1).clamp_min(0) % self._block // factor
+        self._step_copy(arena, _arrived(arena, slots, clock), factor, run)
+
+    @torch.inference_mode()
+    def _follow_block(self, arena: State, slots: Tensor, clock: Tensor) -> None:
+        self._end_block(arena, _arrived(arena, slots, clock).clamp_min(0))
 
     def forecast_entries(self, horizon: int) -> Collection[str]:
         """The state entries that ``forecast`` reads."""
@@ -171,7 +241,21 @@ class MultiResolutionForecaster(SignalForecaster):
     @torch.inference_mode()
     def forecast(self, state: State, horizon: int, levels: Sequence[float]) -> Tensor:
         """As ``SignalForecaster.forecast``."""
-        wanted = (*check_levels(levels), 0.5)
+        if horizon < 1:
+            raise InvalidInputError("horizon must be at least 1", code="invalid_horizon")
+        factors, asked = self.config.thinning, check_levels(levels)
+        sources = [(self.ahead(state, horizon), state["scaler"])]
+        for factor in factors:
+            part = _part(state, factor)
+            sources.append((self.ahead(part, coarse_length(horizon, factor)), part["scaler"]))
+        joined_by = Contest(factors, state["clock"], state["contest"])
+        done = read_quantiles(sources, horizon, asked, self._block, joined_by)
+        return self.forecast_apart(state, horizon, asked) if done is None else done
+
+    @torch.inference_mode()
+    def forecast_apart(self, state: State, horizon: int, levels: Sequence[float]) -> Tensor:
+        """``forecast``, one resolution after the other: the reference and the fallback."""
+        wanted = (*levels, 0.5)
         factors = self.config.thinning
         shares = contest.weights(state["contest"], factors, horizon, self._block)
         clock, last = _clock(state), state["scaler"][:, 5]
@@ -308,8 +392,13 @@ class MultiResolutionForecaster(SignalForecaster):
     def _fold(
         self, sums: Tensor, samples: Tensor, forecasts: Tensor, scales: Tensor, seen: Tensor
     ) -> Tensor:
-        mature = torch.tensor(self._mature, device=sums.device)
+        mature = contest.constant(tuple(self._mature), torch.float64, sums.device)
         return contest.fold(sums, *contest.judge(samples, forecasts, scales), seen, mature)
+
+
+def _arrived(arena: State, slots: Tensor, clock: Tensor) -> Tensor:
+    """``slots`` [N] of rows that have consumed ``clock`` [N] samples, -1 for the others."""
+    return torch.where(arena["clock"][slots.clamp_min(0), 0] == clock, slots, -1)
 
 
 def _entry(factor: int, name: str) -> str:
@@ -330,7 +419,7 @@ def _clock(state: State) -> Tensor:
 
 def _judged(blocks: Tensor, stats: Tensor) -> Tensor:
     """The judged quantiles of forecasts, in the row's units: [..., K, 3] float64."""
-    quantiles = blocks[..., contest.JUDGED].double()
+    quantiles = torch.stack([blocks[..., i] for i in contest.JUDGED], dim=-1).double()
     return scaler.denormalise(quantiles.clamp(-MAX_NORMALISED, MAX_NORMALISED), stats)
 
 

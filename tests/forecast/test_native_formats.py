@@ -181,7 +181,8 @@ class TestKnownArena:
     def test_the_same_arena_is_checked_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, checks = tiny_forecaster(), list[State]()
         monkeypatch.setattr(
-            "kssm.forecast.native.checked", lambda w, a: checks.append(a) or calls.checked(w, a)
+            "kssm.forecast.native.checked",
+            lambda w, layout, a: checks.append(a) or calls.checked(w, layout, a),
         )
         arena = model.initial_state(2)
         for _ in range(3):
@@ -215,11 +216,11 @@ class TestKnownArena:
         found, known = model.native.usable(model), model.native._arena
         assert found is not None
         assert known is not None
-        assert known.is_still(found[1], arena)
+        assert known.is_still(found[1], found[1].single, arena)
         again = {name: entry.clone() for name, entry in arena.items()}
         del arena
         gc.collect()
-        assert not known.is_still(found[1], again)
+        assert not known.is_still(found[1], found[1].single, again)
         assert known._ids is None
 
 

@@ -24,7 +24,7 @@ from kssm.forecast.native.calls import (
     step_rows,
 )
 from kssm.forecast.native.library import Library, load
-from kssm.forecast.native.weights import Weights
+from kssm.forecast.native.weights import Layout, Weights
 from kssm.models.kssm import KSSMConfig
 
 if TYPE_CHECKING:
@@ -73,17 +73,21 @@ class NativeModel:
         arena: State,
         slots: Tensor,
         dt: Tensor | None,
+        *,
+        whole: bool = False,
     ) -> tuple[Tensor, Tensor] | None:
         """``SignalForecaster.step_``: (tail [N], healthy [N]).
 
-        Raises ``IndexError`` for a slot outside the arena.
+        ``whole``: rows are stepped with their thinned copies. Raises ``IndexError`` for a slot
+        outside the arena.
         """
         found = self.usable(model) if is_sample_batch(values, slots, dt) else None
-        if found is None:
+        layout = _layout(found, whole)
+        if found is None or layout is None:
             return None
         known = self._arena
-        if known is None or not known.is_still(found[1], arena):
-            known = self._arena = checked(found[1], arena)
+        if known is None or not known.is_still(found[1], layout, arena):
+            known = self._arena = checked(found[1], layout, arena)
         if known is None:
             return None
         tail = torch.empty_like(values)
@@ -98,31 +102,35 @@ class NativeModel:
         state: State,
         lengths: Tensor | None,
         dt: Tensor | None,
+        *,
+        whole: bool = False,
     ) -> tuple[State, Tensor] | None:
-        """``SignalForecaster.prefill``: (state, tail [B, T])."""
+        """``SignalForecaster.prefill``: (state, tail [B, T]); ``whole`` as for ``step_``."""
         found = self.usable(model) if is_series_batch(values, lengths, dt) else None
-        new = copied(found[1], state) if found else None
-        if found is None or new is None:
+        layout = _layout(found, whole)
+        new = copied(layout, state) if layout else None
+        if found is None or layout is None or new is None:
             return None
         rows, tokens = values.shape
         ends = torch.full((rows,), tokens) if lengths is None else lengths.long().contiguous()
         steps = None if dt is None else dt.contiguous()
         tail = torch.full((rows, tokens), torch.nan, dtype=torch.float64)
-        arena = pointers(list(new.values()))
+        arena = pointers(list(new.values()), layout)
         PrefillCall(*found, arena, values.contiguous(), steps, ends, tail, 0, None).run()
         return new, tail
 
     def roll_out(self, model: SignalForecaster, state: State, reads: int) -> Tensor | None:
         """Normalised quantiles [B, reads K, 9], read after each K missing samples."""
         found = self.usable(model)
-        new = copied(found[1], state) if found else None
-        if found is None or new is None:
+        layout = _layout(found, False)
+        new = copied(layout, state) if layout else None
+        if found is None or layout is None or new is None:
             return None
         rows, every = len(new["scaler"]), model.config.head_horizon
         values = torch.full((rows, reads * every), torch.nan, dtype=torch.float64)
         ends = torch.full((rows,), reads * every)
         forecasts = torch.empty(rows, reads, *new["forecast"].shape[1:])
-        arena = pointers(list(new.values()))
+        arena = pointers(list(new.values()), layout)
         PrefillCall(
             *found, arena, values, None, ends, torch.empty_like(values), every, forecasts
         ).run()
@@ -142,3 +150,9 @@ class NativeModel:
             return None
         library = self._find()
         return None if library is None else (library, Weights(model, library))
+
+
+def _layout(found: tuple[Library, Weights] | None, whole: bool) -> Layout | None:
+    if found is None:
+        return None
+    return found[1].whole if whole else found[1].single

@@ -20,8 +20,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCES = (
-    *("native.c", "block.h", "integer.h", "lanes.h", "linear.h", "maths.h", "matrix.h"),
-    *("model.h", "monitor.h", "prefill.h", "signal.h", "step.h", "tile.h"),
+    *("native.c", "block.h", "copies.h", "forecast.h", "integer.h", "lanes.h", "linear.h"),
+    *("maths.h", "matrix.h", "model.h", "monitor.h", "prefill.h", "quantiles.h", "signal.h"),
+    *("step.h", "tile.h"),
 )
 # No -ffast-math: the code tells NaN and infinity from numbers.
 FLAGS = (

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from kssm.forecast.native.library import ArenaPointers, Library, Samples, Series
-from kssm.forecast.native.weights import Weights
+from kssm.forecast.native.library import ArenaPointers, Library, RowPointers, Samples, Series
+from kssm.forecast.native.weights import Layout, Weights
 
 if TYPE_CHECKING:
     from kssm.models import State
@@ -25,7 +25,7 @@ _TOKENS_A_THREAD = 32
 def step_rows(
     library: Library,
     weights: Weights,
-    arena: ArenaPointers,
+    arena: RowPointers,
     tensors: Sequence[Tensor | None],
 ) -> None:
     """One sample a row: values, dt (may be None), slots, tail and healthy, all [N]."""
@@ -45,7 +45,7 @@ def step_rows(
         ]
         library.step(weights.sizes, address, arena, Samples(len(some), *starts))
 
-    _share(advance, torch.arange(rows + 1))
+    share(advance, torch.arange(rows + 1))
 
 
 class PrefillCall(NamedTuple):
@@ -53,7 +53,7 @@ class PrefillCall(NamedTuple):
 
     library: Library
     weights: Weights
-    arena: ArenaPointers
+    arena: RowPointers
     values: Tensor
     dt: Tensor | None
     lengths: Tensor
@@ -65,7 +65,7 @@ class PrefillCall(NamedTuple):
         """Advance all rows."""
         done = torch.zeros(len(self.lengths) + 1, dtype=torch.int64)
         torch.cumsum(self.lengths, 0, out=done[1:])
-        _share(self._advance, done)
+        share(self._advance, done)
 
     def _advance(self, rows: range) -> None:
         before = (self.values, self.dt, self.lengths, self.tail)
@@ -80,7 +80,7 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _share(advance: Callable[[range], None], done: Tensor) -> None:
+def share(advance: Callable[[range], None], done: Tensor) -> None:
     """Rows in ranges of about equal numbers of tokens, on as many threads as torch uses and pay.
 
     ``done`` [rows + 1]: tokens of all rows before each row, then the tokens of all.
@@ -129,36 +129,37 @@ class KnownArena:
     What torch allows and nobody does goes unnoticed: to give one of its tensors other memory.
     """
 
-    def __init__(self, weights: Weights, arena: State, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, weights: Weights, layout: Layout, arena: State) -> None:
         self._weights = weights
+        self._layout = layout
         self._ids: list[int] | None = list(map(id, arena.values()))
         self._watched = [weakref.ref(tensor, self._end) for tensor in arena.values()]
-        self.pointers = pointers(tensors)
+        self.pointers = pointers([arena[name] for name, _, _ in layout.entries], layout)
 
-    def is_still(self, weights: Weights, arena: State) -> bool:
+    def is_still(self, weights: Weights, layout: Layout, arena: State) -> bool:
         """Whether ``arena`` consists of the same tensors."""
-        return weights is self._weights and self._ids == list(map(id, arena.values()))
+        known = weights is self._weights and layout is self._layout
+        return known and self._ids == list(map(id, arena.values()))
 
     def _end(self, _: object) -> None:
         """Another object may get the identity of one that is gone."""
         self._ids = None
 
 
-def checked(weights: Weights, arena: State) -> KnownArena | None:
-    """The arena, if every entry of the state's specification is in it and fits."""
+def checked(weights: Weights, layout: Layout, arena: State) -> KnownArena | None:
+    """The arena, if every entry of the layout is in it and fits."""
     rows = len(arena["scaler"])
-    tensors = [arena[name] for name, _, _ in weights.entries]
-    for tensor, (_, shape, dtype) in zip(tensors, weights.entries, strict=True):
-        if not _fits(tensor, (rows, *shape), dtype):
+    for name, shape, dtype in layout.entries:
+        if name not in arena or not _fits(arena[name], (rows, *shape), dtype):
             return None
-    return KnownArena(weights, arena, tensors)
+    return KnownArena(weights, layout, arena)
 
 
-def copied(weights: Weights, state: State) -> State | None:
+def copied(layout: Layout, state: State) -> State | None:
     """A copy of the state in the C code's layout; None if an entry does not fit."""
     rows = len(state["scaler"])
     copy: State = {}
-    for name, shape, dtype in weights.entries:
+    for name, shape, dtype in layout.entries:
         entry = state[name]
         if entry.shape != (rows, *shape) or entry.dtype is not dtype or not entry.is_cpu:
             return None
@@ -172,7 +173,23 @@ def _fits(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> bool:
     )
 
 
-def pointers(entries: Sequence[Tensor]) -> ArenaPointers:
+def pointers(entries: Sequence[Tensor], layout: Layout) -> RowPointers:
+    """Entries come in the order of the layout: those of each resolution, then what joins them."""
+    copies = len(layout.factors)
+    size = (len(entries) - (5 if copies else 0)) // (copies + 1)
+    parts = [_part(entries[i * size : (i + 1) * size]) for i in range(copies + 1)]
+    counts = ctypes.c_int64 * copies
+    joining = [tensor.data_ptr() for tensor in entries[(copies + 1) * size :]]
+    return RowPointers(
+        copies,
+        (ArenaPointers * len(parts))(*parts),
+        counts(*layout.factors),
+        counts(*layout.mature),
+        *joining,
+    )
+
+
+def _part(entries: Sequence[Tensor]) -> ArenaPointers:
     """Entries come as scaler, forecast, then window and state of each layer."""
     scaler, forecast, *layers = [tensor.data_ptr() for tensor in entries]
     array = ctypes.c_void_p * (len(layers) // 2)

@@ -42,6 +42,18 @@ class ArenaPointers(ctypes.Structure):
     )
 
 
+class RowPointers(ctypes.Structure):
+    """Mirrors ``Rows`` in copies.h."""
+
+    _fields_ = (
+        ("copies", ctypes.c_int64),
+        ("parts", ctypes.POINTER(ArenaPointers)),
+        *((name, ctypes.POINTER(ctypes.c_int64)) for name in ("factors", "mature")),
+        *((name, ctypes.c_void_p) for name in ("clock", "block", "rivals")),
+        *((name, ctypes.c_void_p) for name in ("rivals_scale", "contest")),
+    )
+
+
 class Samples(ctypes.Structure):
     """Mirrors ``Samples`` in step.h."""
 
@@ -59,6 +71,37 @@ class Series(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("values", "dt", "lengths", "tail")),
         ("every", ctypes.c_int64),
         ("forecasts", ctypes.c_void_p),
+    )
+
+
+class Source(ctypes.Structure):
+    """Mirrors ``Source`` in forecast.h."""
+
+    _fields_ = (
+        ("points", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("forecasts", "scaler")),
+    )
+
+
+class Level(ctypes.Structure):
+    """Mirrors ``Level`` in quantiles.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("low", "high")),
+        ("weight", ctypes.c_double),
+    )
+
+
+class Question(ctypes.Structure):
+    """Mirrors ``Question`` in forecast.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "horizon", "levels", "direct", "copies")),
+        ("sources", ctypes.POINTER(Source)),
+        ("factors", ctypes.POINTER(ctypes.c_int64)),
+        *((name, ctypes.c_void_p) for name in ("clock", "contest")),
+        ("wanted", ctypes.POINTER(Level)),
+        ("quantiles", ctypes.c_void_p),
     )
 
 
@@ -81,11 +124,13 @@ class Library:
         self._pack = loaded.kssm_pack
         self._pack.argtypes = (to(Sizes), pointer, pointer)
         self._pack.restype = count
-        common = (to(Sizes), pointer, to(ArenaPointers))
+        common = (to(Sizes), pointer, to(RowPointers))
         self._step = loaded.kssm_step
         self._step.argtypes = (*common, to(Samples))
         self._prefill = loaded.kssm_prefill
         self._prefill.argtypes = (*common, count, count, to(Series))
+        self._forecast = loaded.kssm_forecast
+        self._forecast.argtypes = (to(Question), count, count)
         self._watch = loaded.kssm_watch
         self._watch.argtypes = (to(Watched),)
         self._watch.restype = None
@@ -98,15 +143,19 @@ class Library:
         """Copy the weights at the addresses ``sources`` into the buffer of zeros at ``packed``."""
         self._pack(sizes, (ctypes.c_void_p * len(sources))(*sources), packed)
 
-    def step(self, sizes: Sizes, packed: int, arena: ArenaPointers, samples: Samples) -> None:
+    def step(self, sizes: Sizes, packed: int, arena: RowPointers, samples: Samples) -> None:
         """Advance the rows of ``samples`` by one sample each."""
         _check(self._step(sizes, packed, arena, samples))
 
     def prefill(
-        self, sizes: Sizes, packed: int, arena: ArenaPointers, rows: range, series: Series
+        self, sizes: Sizes, packed: int, arena: RowPointers, rows: range, series: Series
     ) -> None:
         """Advance the arena's ``rows`` by all their samples."""
         _check(self._prefill(sizes, packed, arena, rows.start, rows.stop, series))
+
+    def forecast(self, question: Question, rows: range) -> None:
+        """Answer the question for ``rows``."""
+        _check(self._forecast(question, rows.start, rows.stop))
 
     def watch(self, watched: Watched) -> None:
         """Bring anomaly monitors forward."""

@@ -3,6 +3,7 @@
  * Built by build.py, called by library.py. No globals, no I/O, reentrant. One translation unit,
  * so that step and prefill run the same instructions and give the same bits.
  */
+#include "forecast.h"
 #include "monitor.h"
 #include "prefill.h"
 #include "step.h"
@@ -20,30 +21,36 @@ EXPORT int64_t kssm_pack(const Sizes *s, const void *const *sources, char *packe
 }
 
 /* OUTSIDE (a slot is not in the arena) and NO_MEMORY mean that nothing was changed. */
-EXPORT int kssm_step(const Sizes *s, char *weights, const Arena *arena, const Samples *samples) {
+EXPORT int kssm_step(const Sizes *s, char *weights, const Rows *rows, const Samples *samples) {
     for (int64_t i = 0; i < samples->count; i++)
-        if (samples->slots[i] >= arena->rows) return OUTSIDE;
+        if (samples->slots[i] >= rows->parts->rows) return OUTSIDE;
     if (!samples->count) return DONE;
-    int64_t rows = samples->count < TILE ? samples->count : TILE;
+    int64_t tokens = samples->count * (1 + rows->copies);
     Workspace space;
-    if (!reserve(s, rows, &space)) return NO_MEMORY;
-    float *backup = malloc((size_t)(rows * backup_size(s)) * sizeof *backup);
-    if (backup) step_rows(s, weights, arena, &space, backup, samples);
+    if (tokens > TILE) tokens = TILE;
+    if (!reserve(s, tokens, &space)) return NO_MEMORY;
+    float *backup = malloc((size_t)(tokens * backup_size(s)) * sizeof *backup);
+    if (backup) step_rows(s, weights, rows, &space, backup, samples);
     free(backup);
     free(space.memory);
     return backup ? DONE : NO_MEMORY;
 }
 
-/* Advances rows [first, last) of the arena by their samples; as for kssm_step otherwise. */
-EXPORT int kssm_prefill(const Sizes *s, char *weights, const Arena *arena, int64_t first,
+/* Advances rows [first, last) by their samples; as for kssm_step otherwise. */
+EXPORT int kssm_prefill(const Sizes *s, char *weights, const Rows *rows, int64_t first,
                         int64_t last, const Series *series) {
     for (int64_t row = first; row < last; row++)
-        if (row >= arena->rows || series->lengths[row] > series->tokens) return OUTSIDE;
+        if (row >= rows->parts->rows || series->lengths[row] > series->tokens) return OUTSIDE;
     Workspace space;
     if (!reserve(s, TILE, &space)) return NO_MEMORY;
-    prefill_rows(s, weights, arena, &space, first, last, series);
+    prefill_rows(s, weights, rows, &space, first, last, series);
     free(space.memory);
     return DONE;
+}
+
+/* Answers the question for rows [first, last). */
+EXPORT int kssm_forecast(const Question *question, int64_t first, int64_t last) {
+    return answer_rows(question, first, last) ? DONE : NO_MEMORY;
 }
 
 /* Brings the monitors of some rows forward by their samples. */

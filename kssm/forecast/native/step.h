@@ -2,7 +2,7 @@
 #ifndef KSSM_STEP_H
 #define KSSM_STEP_H
 
-#include "tile.h"
+#include "copies.h"
 
 /* The caller's arrays, one entry a sample. Mirrored in library.py. */
 typedef struct {
@@ -42,42 +42,76 @@ static int is_healthy(const float *quantiles, int64_t size) {
     return sum == 0.0f;
 }
 
-static void step_tile(const Sizes *s, char *weights, const Arena *arena, Tile *tile,
+static void restore(const Sizes *s, const Arena *arenas, const Tile *tile, int64_t r,
+                    float *backup) {
+    const Arena *arena = arenas + tile->parts[r];
+    move_row(RESTORE, s, arena, tile->slots[r], backup + r * backup_size(s));
+    memcpy(arena->scaler + tile->slots[r] * FIELDS, &tile->before[r], sizeof *tile->before);
+}
+
+/* What the row's resolutions forecast now. */
+static Readings readings_of(const Sizes *s, const Rows *rows, int64_t slot) {
+    Readings readings;
+    for (int64_t i = 0; i <= rows->copies; i++) {
+        readings.forecasts[i] = rows->parts[i].forecast + slot * forecast_size(s);
+        readings.statistics[i] = (const Statistics *)(rows->parts[i].scaler + slot * FIELDS);
+    }
+    return readings;
+}
+
+/* After token `r` of the row itself, and `copies` tokens of its copies that follow it. */
+static void settle(const Sizes *s, const Rows *rows, const Tile *tile, int64_t r, int64_t copies,
+                   const Workspace *space, float *backup, const Samples *samples) {
+    int64_t size = forecast_size(s), out = tile->outputs[r], slot = tile->slots[r];
+    int healthy = is_healthy(space->quantiles + r * size, size);
+    samples->tail[out] = tile->tail[r];
+    samples->healthy[out] = (uint8_t)healthy;
+    if (!healthy) restore(s, rows->parts, tile, r, backup);
+    for (int64_t i = r + 1; i <= r + copies; i++)
+        if (!healthy || !is_healthy(space->quantiles + i * size, size))
+            restore(s, rows->parts, tile, i, backup);
+    if (!rows->copies) return;
+    if (!healthy) {
+        release(rows, slot, s->head_horizon);
+    } else if (tick(rows, slot, s->head_horizon)) {
+        Readings readings = readings_of(s, rows, slot);
+        keep_rivals(rows, slot, s->head_horizon, &readings);
+    }
+}
+
+static void step_tile(const Sizes *s, char *weights, const Rows *rows, Tile *tile,
                       const Workspace *space, float *backup, const Samples *samples) {
-    int64_t size = backup_size(s);
     for (int64_t r = 0; r < tile->count; r++)
-        move_row(SAVE, s, arena, tile->slots[r], backup + r * size);
-    run_tile(s, weights, arena, tile, space);
-    for (int64_t r = 0; r < tile->count; r++) {
-        int64_t out = tile->outputs[r];
-        int healthy = is_healthy(space->quantiles + r * forecast_size(s), forecast_size(s));
-        samples->tail[out] = tile->tail[r];
-        samples->healthy[out] = (uint8_t)healthy;
-        if (healthy) continue;
-        move_row(RESTORE, s, arena, tile->slots[r], backup + r * size);
-        memcpy(arena->scaler + tile->slots[r] * FIELDS, &tile->before[r], sizeof *tile->before);
+        move_row(SAVE, s, rows->parts + tile->parts[r], tile->slots[r],
+                 backup + r * backup_size(s));
+    run_tile(s, weights, rows->parts, tile, space);
+    for (int64_t r = 0, next; r < tile->count; r = next) {
+        for (next = r + 1; next < tile->count && tile->parts[next]; next++) {}
+        settle(s, rows, tile, r, next - r - 1, space, backup, samples);
     }
     tile->count = 0;
 }
 
-static void step_rows(const Sizes *s, char *weights, const Arena *arena, const Workspace *space,
+static void step_rows(const Sizes *s, char *weights, const Rows *rows, const Workspace *space,
                       float *backup, const Samples *samples) {
     Tile tile = {0};
     for (int64_t i = 0; i < samples->count; i++) {
-        if (samples->slots[i] < 0) {
+        int64_t slot = samples->slots[i];
+        if (slot < 0) {
             samples->tail[i] = NAN;
             samples->healthy[i] = 1;
             continue;
         }
-        int64_t r = tile.count++;
-        tile.slots[r] = samples->slots[i];
-        tile.outputs[r] = i;
-        tile.values[r] = samples->values[i];
-        tile.dt[r] = samples->dt ? samples->dt[i] : 1.0;
-        tile.readings[r] = EVERYTHING;
-        if (tile.count == TILE) step_tile(s, weights, arena, &tile, space, backup, samples);
+        if (tile.count + 1 + rows->copies > TILE)
+            step_tile(s, weights, rows, &tile, space, backup, samples);
+        double value = samples->values[i], dt = samples->dt ? samples->dt[i] : 1.0;
+        add_token(&tile, 0, slot, value, dt, EVERYTHING);
+        tile.outputs[tile.count - 1] = i;
+        if (!rows->copies) continue;
+        hold(rows, slot, s->head_horizon, value, dt);
+        add_copies(rows, slot, s->head_horizon, EVERYTHING, &tile);
     }
-    if (tile.count) step_tile(s, weights, arena, &tile, space, backup, samples);
+    if (tile.count) step_tile(s, weights, rows, &tile, space, backup, samples);
 }
 
 #endif

@@ -13,7 +13,7 @@
 
 #define TILE 48
 
-/* Pointers to [rows, ...] contiguous entries. */
+/* Pointers to [rows, ...] contiguous entries of one resolution. */
 typedef struct {
     int64_t rows;
     double *scaler;  /* [rows, 7] */
@@ -27,7 +27,8 @@ typedef enum { NOTHING, SCORED, EVERYTHING } Reading;
 
 typedef struct {
     int64_t count;
-    int64_t slots[TILE], outputs[TILE]; /* rows of the arena; places in the caller's arrays */
+    int64_t parts[TILE], slots[TILE]; /* which of the arenas, and its row */
+    int64_t outputs[TILE];            /* places in the caller's arrays; -1 = none */
     double values[TILE], dt[TILE], tail[TILE];
     Reading readings[TILE];
     Statistics before[TILE], after[TILE];
@@ -38,6 +39,18 @@ typedef struct {
     float *quantiles; /* [tokens, head_horizon, 9] */
     float *memory;    /* all of it, to be freed */
 } Workspace;
+
+/* There must be room. `outputs` is for the caller to set. */
+static void add_token(Tile *tile, int64_t part, int64_t slot, double value, double dt,
+                      Reading reading) {
+    int64_t r = tile->count++;
+    tile->parts[r] = part;
+    tile->slots[r] = slot;
+    tile->outputs[r] = -1;
+    tile->values[r] = value;
+    tile->dt[r] = dt;
+    tile->readings[r] = reading;
+}
 
 static inline int64_t window_size(const Sizes *s) { return (s->conv_width - 1) * s->d_inner; }
 
@@ -72,10 +85,9 @@ static int reserve(const Sizes *s, int64_t tokens, Workspace *space) {
     return 1;
 }
 
-static void embed(const Ends *ends, const Arena *arena, Tile *tile,
-                  const Activations *t) {
+static void embed(const Ends *ends, const Arena *arenas, Tile *tile, const Activations *t) {
     for (int64_t r = 0; r < tile->count; r++) {
-        double *statistics = arena->scaler + tile->slots[r] * FIELDS;
+        double *statistics = arenas[tile->parts[r]].scaler + tile->slots[r] * FIELDS;
         memcpy(&tile->before[r], statistics, sizeof *tile->before);
         tile->after[r] = update(&tile->before[r], tile->values[r], tile->dt[r]);
         memcpy(statistics, &tile->after[r], sizeof *tile->after);
@@ -88,7 +100,7 @@ static void embed(const Ends *ends, const Arena *arena, Tile *tile,
             t->x[r * t->stride + i] += ends->embed_bias[i];
 }
 
-static void mix_tokens(const Sizes *s, const Layer *layer, const Arena *arena, int64_t number,
+static void mix_tokens(const Sizes *s, const Layer *layer, const Arena *arenas, int64_t number,
                        const Tile *tile, const Activations *t) {
     int64_t stride = t->stride, count = tile->count, inner = s->d_inner, rank = s->rank;
     const Aside *aside = &t->aside;
@@ -98,7 +110,8 @@ static void mix_tokens(const Sizes *s, const Layer *layer, const Arena *arena, i
     linear(count, &layer->in_proj, aside, t->normed, t->wide, stride);
     for (int64_t r = 0; r < count; r++)
         convolve(s, layer, t->wide + r * stride,
-                 arena->windows[number] + tile->slots[r] * window_size(s), t->active + r * stride);
+                 arenas[tile->parts[r]].windows[number] + tile->slots[r] * window_size(s),
+                 t->active + r * stride);
     linear(count, &layer->select, aside, t->active, t->low, stride);
     linear(count, &layer->alpha_up, aside, t->low, t->alpha, stride);
     linear(count, &layer->omega_up, aside, t->low + rank, t->omega, stride);
@@ -106,7 +119,7 @@ static void mix_tokens(const Sizes *s, const Layer *layer, const Arena *arena, i
     for (int64_t r = 0; r < count; r++) {
         float *y = t->normed + r * stride;
         scan_row(s, layer, t, r, (float)tile->dt[r],
-                 arena->states[number] + tile->slots[r] * 2 * inner, y);
+                 arenas[tile->parts[r]].states[number] + tile->slots[r] * 2 * inner, y);
         gate_row(s, layer, y, t->active + r * stride, t->wide + r * stride + inner,
                  t->mixed + r * stride);
     }
@@ -157,9 +170,10 @@ static void read_out(const Sizes *s, const Ends *ends, const Tile *tile, const W
 }
 
 /* Scores each token against its row's forecast, which what was read of the token then replaces. */
-static void score_tokens(const Sizes *s, const Arena *arena, Tile *tile, const Workspace *space) {
+static void score_tokens(const Sizes *s, const Arena *arenas, Tile *tile,
+                         const Workspace *space) {
     for (int64_t r = 0; r < tile->count; r++) {
-        float *forecast = arena->forecast + tile->slots[r] * forecast_size(s);
+        float *forecast = arenas[tile->parts[r]].forecast + tile->slots[r] * forecast_size(s);
         tile->tail[r] = score(tile->values[r], tile->dt[r], &tile->before[r], forecast);
         if (tile->readings[r] == NOTHING) continue;
         int64_t horizons = tile->readings[r] == SCORED ? SCORED_HORIZONS : s->head_horizon;
@@ -168,16 +182,16 @@ static void score_tokens(const Sizes *s, const Arena *arena, Tile *tile, const W
     }
 }
 
-/* Advances the arena by the tile's tokens; their scores come to lie in `tail`. */
-static void run_tile(const Sizes *s, char *weights, const Arena *arena, Tile *tile,
+/* Advances the arenas by the tile's tokens; their scores come to lie in `tail`. */
+static void run_tile(const Sizes *s, char *weights, const Arena *arenas, Tile *tile,
                      const Workspace *space) {
     const Activations *t = &space->activations;
     Cursor cursor = {weights, NULL};
     Ends ends = ends_at(&cursor, s);
-    embed(&ends, arena, tile, t);
+    embed(&ends, arenas, tile, t);
     for (int64_t i = 0; i < s->layers; i++) {
         Layer layer = layer_at(&cursor, s);
-        mix_tokens(s, &layer, arena, i, tile, t);
+        mix_tokens(s, &layer, arenas, i, tile, t);
         add(s, t, tile->count);
         if (!s->d_mlp) continue;
         feed_forward(s, &layer, t, tile->count);
@@ -185,7 +199,7 @@ static void run_tile(const Sizes *s, char *weights, const Arena *arena, Tile *ti
     }
     read_out(s, &ends, tile, space, SCORED, SCORED_HORIZONS);
     read_out(s, &ends, tile, space, EVERYTHING, s->head_horizon);
-    score_tokens(s, arena, tile, space);
+    score_tokens(s, arenas, tile, space);
 }
 
 #endif

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from kssm.forecast import contest
 from kssm.forecast.distribution import SCORED_HORIZONS
 from kssm.forecast.native.library import Library, Sizes
 from kssm.forecast.scaler import FEATURES
@@ -17,6 +18,7 @@ from kssm.quantization import WeightFormat, format_of
 
 if TYPE_CHECKING:
     from kssm.forecast.forecaster import ForecasterConfig, SignalForecaster
+    from kssm.models import StateSpec
 
 Shape = tuple[int, ...]
 
@@ -24,6 +26,8 @@ _UNUSED = frozenset({"head.spread"})  # constants the C code has of its own
 _ALIGNMENT: Final = 64  # bytes of a cache line
 _FORMATS: Final[tuple[WeightFormat, ...]] = ("float32", "float16", "bfloat16", "int8")
 """In the order of ``Format`` in matrix.h."""
+_MOST_COPIES: Final = 15
+"""``MOST_COPIES`` in copies.h."""
 _version = attrgetter("_version")
 
 
@@ -82,6 +86,30 @@ def is_matrix(name: str, shape: Shape) -> bool:
     return len(shape) == 2 and name != "embed.weight" and not name.endswith("conv.weight")
 
 
+class Layout(NamedTuple):
+    """The state of rows as the C code reads it: entries in its order, and what copies there are.
+
+    ``mature`` are the blocks before each copy takes part.
+    """
+
+    entries: list[tuple[str, Shape, torch.dtype]]
+    factors: tuple[int, ...] = ()
+    mature: tuple[int, ...] = ()
+
+
+def _entries(spec: StateSpec) -> list[tuple[str, Shape, torch.dtype]]:
+    return [(name, *entry) for name, entry in spec.items()]
+
+
+def _layout(model: SignalForecaster) -> Layout | None:
+    """Of rows at all their resolutions; None if the C code has no room for so many."""
+    factors = model.config.thinning
+    if len(factors) > _MOST_COPIES:
+        return None
+    mature = tuple(contest.mature_blocks(factor, model.config.head_horizon) for factor in factors)
+    return Layout(_entries(model.state_spec()), factors, mature)
+
+
 class Weights:
     """A snapshot of a model's weights for the C code, or of why there is none.
 
@@ -92,7 +120,8 @@ class Weights:
     """
 
     def __init__(self, model: SignalForecaster, library: Library) -> None:
-        self.entries = [(name, *entry) for name, entry in model.row_spec().items()]
+        self.single = Layout(_entries(model.row_spec()))
+        self.whole = _layout(model)
         self._tensors = list(_named(model).values())
         # Aliases keep the memory alive, so that no other tensor can come to lie at its address.
         self._aliases = [tensor.detach() for tensor in self._tensors]
