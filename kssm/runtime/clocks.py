@@ -81,7 +81,7 @@ class Clocks:
         self._counts = np.zeros(arena.max_rows + 1)
 
     def advance(self, slots: Slots) -> list[Due]:
-        """Count a step of ``slots`` [N]; what follows it, nothing left out, in order."""
+        """Count the next step of ``slots`` [N], not yet queued; what follows it, in order."""
         replaced = self._arena.take_replaced(slots)
         if len(replaced):
             self._counts[replaced] = self._fetch(self._arena.gather(replaced, [CLOCK])[CLOCK])[:, 0]

@@ -128,15 +128,16 @@ def test_steps_equal_those_of_torch(plan: Plan | ManyPlan) -> None:
     assert worst(fused.arena, reference) < 1e-5
 
 
-def test_sizes_that_are_not_powers_of_two_are_padded() -> None:
+@pytest.mark.parametrize("plan", [SPLIT, MANY])
+def test_sizes_that_are_not_powers_of_two_are_padded(plan: Plan | ManyPlan) -> None:
     backbone = KSSMConfig(
-        d_model=16, n_layers=1, d_inner=96, d_mlp=48, rank=5, group_size=32, conv_width=3
+        d_model=20, n_layers=1, d_inner=96, d_mlp=48, rank=5, group_size=32, conv_width=3
     )
     torch.manual_seed(1)
-    model = SignalForecaster(ForecasterConfig(backbone, head_horizon=32, head_hidden=16))
+    model = SignalForecaster(ForecasterConfig(backbone, head_horizon=32, head_hidden=24))
     model = model.to(DEVICE).eval()
     reference = warm(model)
-    fused = Fused(model, reference, SPLIT)
+    fused = Fused(model, reference, plan)
     for x, step in zip(*samples(2), strict=True):
         model.step_torch_(x, reference, SLOTS, step)
         fused.step_(x, SLOTS, step)
@@ -217,7 +218,8 @@ def test_what_the_kernels_have_no_form_for_is_left_to_torch() -> None:
     small = {"n_layers": 1, "d_inner": 32, "d_mlp": 32, "rank": 4, "group_size": 16}
     for backbone, fits in (
         (KSSMConfig(d_model=32, **small), True),
-        (KSSMConfig(d_model=48, **small), False),
+        (KSSMConfig(d_model=48, **small), True),
+        (KSSMConfig(d_model=600, **small), False),
         (KSSMConfig(d_model=32, **(small | {"d_mlp": 0})), False),
         (KSSMConfig(d_model=32, **(small | {"group_size": 8})), False),
     ):

@@ -181,7 +181,8 @@ def _split(
             scratch.low, scratch.act, scratch.gate, call.slots, call.dt, call.table,
             weights.w_up[layer], weights.w_out[layer], weights.channels[layer],
             scratch.recur_parts, rows, room, layer,
-            RANK=sizes.rank, WIDTH=sizes.group, LOW_PARTS=blocks, **inner, **shared,
+            RANK=sizes.rank, WIDTH=sizes.group, LOW_PARTS=blocks, **inner,
+            **(shared | {"EPS": sizes.group_eps}),
         )  # fmt: skip
         mlp_kernel[(tiles * hidden,)](
             scratch.x, scratch.recur_parts, scratch.x_next, weights.norms[layer, 1],

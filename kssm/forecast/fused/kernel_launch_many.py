@@ -153,7 +153,7 @@ def _stream(
     )  # fmt: skip
     state_kernel[(programs,)](
         between.inner, between.selection, call.slots, call.dt, call.table, channels, rows, layer,
-        COLUMNS=sizes.selection, EPS=sizes.eps, **own, **shared,
+        COLUMNS=sizes.selection, EPS=sizes.group_eps, **own, **shared,
     )  # fmt: skip
 
 

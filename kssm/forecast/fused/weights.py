@@ -28,9 +28,14 @@ LEAST = 16
 
 @dataclass(frozen=True)
 class Sizes:
-    """Shapes that the kernels are compiled for, padded to what tensor cores take."""
+    """Shapes that the kernels are compiled for, padded to powers of two where they need those.
+
+    ``width`` is the model's own d_model. Norms divide by ``d_model``: their weights and ``eps``
+    make up for it.
+    """
 
     layers: int
+    width: int
     d_model: int
     d_inner: int
     d_mlp: int
@@ -41,6 +46,7 @@ class Sizes:
     head_hidden: int
     horizon: int
     eps: float
+    group_eps: float
 
     @classmethod
     def of(cls, model: SignalForecaster) -> Sizes | None:
@@ -50,18 +56,22 @@ class Sizes:
             return None
         groups = backbone.d_inner // backbone.group_size
         rank = _power_of_two(backbone.rank)
+        d_model = _power_of_two(backbone.d_model)
+        eps = model.backbone.norm.eps
         sizes = cls(
             layers=backbone.n_layers,
-            d_model=backbone.d_model,
+            width=backbone.d_model,
+            d_model=d_model,
             d_inner=backbone.d_inner,
             d_mlp=backbone.d_mlp,
             group=backbone.group_size,
             taps=backbone.conv_width,
             rank=rank,
             low=_power_of_two(3 * rank + 2 * groups),
-            head_hidden=model.config.head_hidden,
+            head_hidden=_power_of_two(model.config.head_hidden),
             horizon=model.config.head_horizon,
-            eps=model.backbone.norm.eps,
+            eps=eps * backbone.d_model / d_model,
+            group_eps=eps,
         )
         return sizes if sizes.fit() else None
 
@@ -77,10 +87,9 @@ class Sizes:
 
     def fit(self) -> bool:
         """Whether tiles have sides that are powers of two, none too large to keep at hand."""
-        powers = (self.d_model, self.group, self.head_hidden)
-        wide = all(_power_of_two(size) == size for size in powers)
+        wide = _power_of_two(self.group) == self.group
         divided = self.horizon % LEAST == 0 and self.d_mlp > 0 and self.d_mlp % LEAST == 0
-        return wide and divided and self.d_model <= 512 and self.low <= 256 and self.group <= 128
+        return wide and divided and self.head_hidden <= 1024 and self.d_model <= 512 and self.low <= 256 and self.group <= 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,30 +128,36 @@ class Weights:
     def pack(cls, model: SignalForecaster, sizes: Sizes, kind: torch.dtype) -> Weights:
         """Copy the model's weights."""
         blocks = [cast("KSSMBlock", block) for block in model.backbone.blocks]
+        beside = sizes.d_model - sizes.width
+        more_hidden = sizes.head_hidden - model.config.head_hidden
 
-        def stack(matrices: Iterable[Tensor]) -> Tensor:
-            return torch.stack([matrix.to(kind) for matrix in matrices]).contiguous()
+        def stack(matrices: Iterable[Tensor], rows: int = 0, columns: int = 0) -> Tensor:
+            padded = [F.pad(matrix.to(kind), (0, columns, 0, rows)) for matrix in matrices]
+            return torch.stack(padded).contiguous()
 
         mlps = [block.mlp for block in blocks if block.mlp is not None]
         head, outputs = model.head, len(LEVELS) + 1
+        hidden = F.pad(head.hidden.weight.to(kind), (0, beside, 0, more_hidden))
         by_horizon = head.out.weight.unflatten(0, (sizes.horizon, outputs))
+        by_horizon = F.pad(by_horizon.to(kind), (0, more_hidden, 0, LEAST - outputs))
+        embed = F.pad(model.embed.weight.t(), (0, beside, 0, LEAST - scaler.FEATURES))
         bias = head.bias.unflatten(0, (sizes.horizon, outputs))
         return cls(
             sizes=sizes,
             kind=kind,
-            embed=_vector(F.pad(model.embed.weight.t(), (0, 0, 0, LEAST - scaler.FEATURES))),
-            embed_bias=_vector(model.embed.bias),
-            norms=torch.stack([_norms(block) for block in blocks]),
-            final_norm=_vector(cast("RMSNorm", model.backbone.norm).weight),
+            embed=_vector(embed),
+            embed_bias=_vector(F.pad(model.embed.bias, (0, beside))),
+            norms=torch.stack([_norms(block, sizes) for block in blocks]),
+            final_norm=_norm(cast("RMSNorm", model.backbone.norm), sizes),
             channels=torch.stack([_channels(block) for block in blocks]),
-            w_in=stack(block.in_proj.weight for block in blocks),
+            w_in=stack((block.in_proj.weight for block in blocks), columns=beside),
             w_select=stack(_selection(block, sizes) for block in blocks),
             w_up=stack(_ups(block, sizes.rank) for block in blocks),
-            w_out=stack(block.out_proj.weight for block in blocks),
-            w_mlp_in=stack(mlp.up.weight for mlp in mlps),
-            w_mlp_out=stack(mlp.down.weight for mlp in mlps),
-            w_hidden=head.hidden.weight.to(kind).contiguous(),
-            w_head=F.pad(by_horizon.to(kind), (0, 0, 0, LEAST - outputs)),
+            w_out=stack((block.out_proj.weight for block in blocks), rows=beside),
+            w_mlp_in=stack((mlp.up.weight for mlp in mlps), columns=beside),
+            w_mlp_out=stack((mlp.down.weight for mlp in mlps), rows=beside),
+            w_hidden=hidden.contiguous(),
+            w_head=by_horizon.contiguous(),
             head_bias=_vector(F.pad(bias, (0, LEAST - outputs))),
         )
 
@@ -179,9 +194,15 @@ def can_pack(model: SignalForecaster) -> bool:
     )
 
 
-def _norms(block: KSSMBlock) -> Tensor:
+def _norms(block: KSSMBlock, sizes: Sizes) -> Tensor:
     assert block.mlp_norm is not None
-    return _vector(torch.stack([block.norm.weight, block.mlp_norm.weight]))
+    return torch.stack([_norm(block.norm, sizes), _norm(block.mlp_norm, sizes)])
+
+
+def _norm(norm: RMSNorm, sizes: Sizes) -> Tensor:
+    """The norm's weight for a mean over ``d_model`` numbers of which ``width`` are not zero."""
+    scale = (sizes.width / sizes.d_model) ** 0.5
+    return _vector(F.pad(norm.weight.detach() * scale, (0, sizes.d_model - sizes.width)))
 
 
 def _channels(block: KSSMBlock) -> Tensor:
