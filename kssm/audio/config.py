@@ -17,7 +17,7 @@ class AudioConfig:
         patch: of one token.
         block: after so many samples linear prediction is fitted afresh; divides ``patch``.
         history: that a row keeps; what linear prediction and repetition look at.
-        horizon: that one read of the outlook covers; a multiple of ``patch``.
+        horizon: that one read of the outlook covers; a multiple of ``patch``, at least two.
         shortest_lag, longest_lag: range of the periods that repetition may use (both included).
         order: of the longer linear predictor; the shorter one has half of it.
         memory: decay a sample of the window of linear prediction (Barnwell 1981), below 1.
@@ -47,7 +47,7 @@ class AudioConfig:
             min(sizes) >= 1
             and self.order % 2 == 0
             and self.shortest_lag < self.longest_lag
-            and self.horizon >= self.patch
+            and self.horizon >= 2 * self.patch
             and self.horizon % self.patch == 0
             and self.block >= 1
             and self.patch % self.block == 0

@@ -57,12 +57,13 @@ class AudioForecaster(AudioNetwork):
     def state_spec(self) -> StateSpec:
         """Shapes and dtypes of one row's state.
 
-        "clock" holds the samples of the unfinished patch, how many of them were missing, and
-        whether the row has heard anything.
+        "clock" holds the samples of the unfinished patch, how many of them were missing, how many
+        samples the row has heard (two patches at most), and how many were missing since the
+        outlook.
         """
         config = self.config
         return {
-            "clock": ((3,), torch.float64),
+            "clock": ((4,), torch.float64),
             "history": ((config.history,), torch.float32),
             "patch": ((config.patch,), torch.float32),
             "context": ((config.backbone.d_model,), torch.float32),
@@ -129,7 +130,7 @@ class AudioForecaster(AudioNetwork):
 
     def forecast_entries(self, horizon: int) -> Collection[str]:
         """The state entries that ``forecast`` reads: few, unless the horizon needs a roll-out."""
-        if horizon > self.config.horizon:
+        if horizon > self.config.horizon - self.config.patch:
             return self.state_spec()
         return ("clock", "history", "patch", "context", "outlook")
 
@@ -154,12 +155,19 @@ class AudioForecaster(AudioNetwork):
     @torch.inference_mode()
     def path(self, state: State, horizon: int) -> Tensor:
         """Means and scales [B, 2, horizon] by the outlook alone: what fills missing samples."""
-        parts, patch = [state["outlook"]], self.config.patch
+        parts: list[Tensor] = []
+        patch, direct = self.config.patch, self.config.horizon - self.config.patch
         blank = torch.full_like(state["patch"], torch.nan, dtype=torch.float64)
-        for _ in range(-(-(horizon - self.config.horizon) // patch)):
+        for _ in range(-(-max(0, horizon - direct) // patch)):
+            parts.append(self._filling(state, patch))
             state = self.prefill(blank, state).state
-            parts.append(state["outlook"][:, :, -patch:])
-        return torch.cat(parts, -1)[:, :, :horizon]
+        left = horizon - patch * len(parts)
+        return torch.cat([*parts, self._filling(state, left)], -1)
+
+    def _filling(self, state: State, count: int) -> Tensor:
+        """Means and scales [B, 2, count] of the next samples, as far as the outlook reaches."""
+        place = state["clock"][:, 3:].long() + torch.arange(count, device=self.device)
+        return state["outlook"].gather(-1, place.unsqueeze(1).expand(-1, 2, -1))
 
     def _next(self, state: State) -> Guess:
         """The very next sample of each row [B]."""
@@ -177,8 +185,10 @@ class AudioForecaster(AudioNetwork):
         for first, last in self._stretches(missing):
             count = (ends - first).clamp(0, last - first)
             gone, heard = missing[:, first:last], values[:, first:last]
-            filling = state["outlook"][:, 0, : last - first].to(values.dtype)
-            taken = torch.where(gone, filling, heard) if bool(gone.any()) else heard
+            taken = heard
+            if bool(gone.any()):
+                filling = self._filling(state, last - first)[:, 0]
+                taken = torch.where(gone, filling.to(values.dtype), heard)
             output = self._advance(taken, gone, count, state)
             state = output.state
             tails.append(output.tail)
@@ -215,18 +225,19 @@ class AudioForecaster(AudioNetwork):
         heard = valid & ~missing
         mean, scale = (part.gather(1, place) for part in guess)
         probability = tail(mean, scale, samples.gather(1, place))
-        known = heard.cumsum(1) - heard.long() + state["clock"][:, 2:]
+        known = heard.cumsum(1) + state["clock"][:, 2:3]
+        scored = heard & (known > 2 * patch)
         left = place[:, 0] + ends - whole * patch
         new |= self._remember(samples, state["history"], whole, left)
         rows = torch.arange(len(whole), device=whole.device)
         new["context"] = encoded.context[rows, whole]
-        window = torch.cat([new["history"], new["patch"]], 1)
-        window = window.gather(1, left.unsqueeze(1) + torch.arange(self.config.history, device=left.device))
-        new["outlook"] = self._outlook_after(window, new["context"], missing, ends, state["outlook"])
+        gap = missing.any(1) | (ends == 0)
+        new["outlook"] = self._outlook_after(new, left, gap, ends, state)
         gone = F.pad(lost, (0, 1)).gather(1, whole.unsqueeze(1)).squeeze(1) * patch
-        ever = torch.maximum(heard.any(1), state["clock"][:, 2] > 0)
-        new["clock"] = torch.stack([left.double(), gone.double(), ever.double()], 1)
-        return PrefillOutput(new, probability.masked_fill(~(heard & (known > 0)), torch.nan))
+        count = known[:, -1].clamp(max=2 * patch)
+        age = torch.where(whole > 0, left, state["clock"][:, 3] + ends) * gap
+        new["clock"] = torch.stack([left.double(), gone.double(), count.double(), age.double()], 1)
+        return PrefillOutput(new, probability.masked_fill(~scored, torch.nan))
 
     def _lay_out(
         self, values: Tensor, missing: Tensor, place: Tensor, state: State
@@ -253,13 +264,22 @@ class AudioForecaster(AudioNetwork):
         }
 
     def _outlook_after(
-        self, window: Tensor, context: Tensor, missing: Tensor, ends: Tensor, old: Tensor
+        self, new: State, left: Tensor, gap: Tensor, ends: Tensor, old: State
     ) -> Tensor:
-        """From now on [B, 2, horizon]; through a gap the outlook from before it stays in force."""
-        fresh = torch.stack(self.look_ahead(window, context), 1)
-        place = ends.unsqueeze(1) + torch.arange(self.config.horizon, device=ends.device)
-        inside = (place < self.config.horizon).unsqueeze(1)
-        index = place.clamp(max=self.config.horizon - 1).unsqueeze(1).expand_as(old)
-        shifted = torch.where(inside, old.gather(-1, index), fresh)
-        kept = missing.any(1) | (ends == 0)
-        return torch.where(kept[:, None, None], shifted, fresh)
+        """[B, 2, horizon] from now on; through a gap the outlook from before it stays in force.
+
+        A gap's outlook is extended when a patch ends, and counts from there.
+        """
+        config = self.config
+        steps = torch.arange(config.history, device=left.device)
+        now = torch.cat([new["history"], new["patch"]], 1).gather(1, left.unsqueeze(1) + steps)
+        window = torch.where(gap.unsqueeze(1), new["history"], now)
+        fresh = torch.stack(self.look_ahead(window, new["context"]), 1)
+        passed = (old["clock"][:, 3].long() + ends - left).unsqueeze(1)
+        place = passed + torch.arange(config.horizon, device=left.device)
+        known = (place < config.horizon).unsqueeze(1)
+        index = place.clamp(0, config.horizon - 1).unsqueeze(1).expand_as(fresh)
+        extended = torch.where(known, old["outlook"].gather(-1, index), fresh)
+        ended = old["clock"][:, 0] + ends >= config.patch
+        kept = torch.where(ended[:, None, None], extended, old["outlook"])
+        return torch.where(gap[:, None, None], kept, fresh)
