@@ -70,7 +70,7 @@ class _TritonScan(torch.autograd.Function):
         dy, dfinal = gradients
         with on_device(x.device):
             inner = _inner(dfinal, _last_phase(turned.prefix))
-            chunks = backward(scan, starts, dy, inner, turning=True)
+            chunks = backward(scan, starts, dy, inner, turning=True, direct=scan.exact)
             found = turn_backward(given, turned.prefix, chunks)
         start = None
         if initial_state is not None:

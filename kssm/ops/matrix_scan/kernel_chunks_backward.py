@@ -94,11 +94,11 @@ def passing(met, read, pushed, carried, t, Q: tl.constexpr):
 @triton.jit
 def head_backward(
     b, c, x, dy, state, dstate, decay, weight, total, dend, dx_ptr, first, t, room, row_dx,
-    P: tl.constexpr, Q: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+    P: tl.constexpr, Q: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The part of one head in a chunk: dx stored; returns its dB, dC, ddecay and dweight.
 
-    ddecay is in the order of ``passing`` where EXACT.
+    ddecay is in the order of ``passing`` where DIRECT.
     The gradient of a token's decay is a sum over all that passes it. As a difference of the sums
     of what is read and what is written (the cheap way) it cancels where decays are strong.
     """
@@ -116,7 +116,7 @@ def head_backward(
     dc = tl.dot(asked.to(kind), b, acc=read, input_precision=PRECISION)
     db = tl.dot(tl.trans(asked.to(kind)), c, acc=push, input_precision=PRECISION)
     written = tl.sum(db * b.to(tl.float32), axis=1)
-    if EXACT:
+    if DIRECT:
         from_state = tl.sum(read * c.to(tl.float32), axis=1)
         pushed = tl.sum(push * b.to(tl.float32), axis=1)
         carried = tl.sum(state.to(tl.float32) * dstate.to(tl.float32)) * shrunk(total)
@@ -133,7 +133,7 @@ def chunk_backward_kernel(
     dend_ptr, dx_ptr, db_ptr, dc_ptr, ddecay_ptr, dweight_ptr,
     row_x, row_dy, tokens, chunks,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, W: tl.constexpr, Q: tl.constexpr,
-    PARTS: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    PARTS: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one chunk's tokens, for H / (G PARTS) heads one after another.
 
@@ -175,11 +175,11 @@ def chunk_backward_kernel(
             b, c, x, dy, state, dstate,
             tl.load(decay_ptr + gate + t), tl.load(weight_ptr + gate + t),
             tl.load(decay_ptr + gate + Q - 1), tl.load(dend_ptr + own),
-            dx_ptr + head * P, first, t, room, H * P, P, Q, EXACT, PRECISION,
+            dx_ptr + head * P, first, t, room, H * P, P, Q, DIRECT, PRECISION,
         )  # fmt: skip
         db += own_db
         dc += own_dc
-        own_token = (t + 1) % Q if EXACT else t
+        own_token = (t + 1) % Q if DIRECT else t
         tl.store(ddecay_ptr + gate + own_token, ddecay)
         tl.store(dweight_ptr + gate + t, dweight)
     base = (part * rows + row).to(tl.int64) * tokens + chunk * Q

@@ -79,6 +79,20 @@ def cos_sin(phase):
 
 
 @triton.jit
+def live_tokens(token_dt_ptr, lengths_ptr, row, i, tokens):
+    """Places of the row's tokens i, which of them are before its end, and their steps' factors."""
+    end = tokens
+    if lengths_ptr is not None:
+        end = tl.minimum(tl.load(lengths_ptr + row).to(tl.int32), tokens)
+    live = i < end
+    token = row.to(tl.int64) * tokens + i
+    factor = tl.where(live, 1.0, 0.0)
+    if token_dt_ptr is not None:
+        factor = tl.load(token_dt_ptr + token, mask=live, other=0.0).to(tl.float32)
+    return token, live, factor
+
+
+@triton.jit
 def speed(rate, omega, factor):
     """v, short of where its square overflows."""
     return tl.minimum(tl.maximum(0.5 * rate * (1.0 + omega) * factor, -LIMIT), LIMIT)
@@ -112,19 +126,12 @@ def gates_kernel(
     chunk = tl.program_id(0) % chunks
     i = chunk * Q + tl.arange(0, Q)
     h = tl.arange(0, HEADS)
-    end = tokens
-    if lengths_ptr is not None:
-        end = tl.minimum(tl.load(lengths_ptr + row).to(tl.int32), tokens)
-    live = i < end
-    token = row.to(tl.int64) * tokens + i
+    token, live, factor = live_tokens(token_dt_ptr, lengths_ptr, row, i, tokens)
     mask = live[:, None] & (h < H)[None, :]
     alpha = tl.load(alpha_ptr + token[:, None] * row_alpha + h[None, :], mask=mask, other=0.0)
     dt = tl.load(dt_ptr + token[:, None] * row_dt + h[None, :], mask=mask, other=0.0)
     alpha_bias = tl.load(alpha_bias_ptr + h, mask=h < H, other=0.0)
     dt_bias = tl.load(dt_bias_ptr + h, mask=h < H, other=0.0)
-    factor = tl.where(live, 1.0, 0.0)
-    if token_dt_ptr is not None:
-        factor = tl.load(token_dt_ptr + token, mask=live, other=0.0).to(tl.float32)
     step = softplus(dt.to(tl.float32) + dt_bias[None, :]) * factor[:, None]
     q = tl.minimum(0.5 * step * softplus(alpha.to(tl.float32) + alpha_bias[None, :]), LIMIT)
     root = tl.sqrt(1.0 + q * q)
@@ -149,11 +156,37 @@ def gates_kernel(
 
 
 @triton.jit
-def chunk_phases(prefix_ptr, row, g, chunk, chunks, turned, n, G: tl.constexpr, N: tl.constexpr):
-    """Phases [Q, N] in turns of 2^-32 since the row's start, the token's own turn included."""
+def rotations(
+    omega_ptr, rate, prefix_ptr, token, row_omega, row, g, chunk, chunks, factor, live, n,
+    G: tl.constexpr, N: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """v [Q, N] of a chunk's tokens, and cosine and sine of their phases since the row's start."""
+    v = pair_speed(omega_ptr, rate, token, row_omega, g, factor, live, n, N, EXACT)
     place = prefix_ptr + ((row * G + g) * N + n).to(tl.int64) * chunks + chunk - 1
     start = tl.load(place, mask=n < tl.where(chunk > 0, N, 0), other=0).to(tl.int32)
-    return start[None, :] + tl.cumsum(turned, axis=0)
+    cos, sin = cos_sin(start[None, :] + tl.cumsum(turns(v, EXACT), axis=0))
+    return v.to(tl.float32), cos, sin
+
+
+@triton.jit
+def slowed(cos, sin, v):
+    """exp(i phase) / (1 + i v), and 1 / (1 + v²)."""
+    shrink = 1.0 / (1.0 + v * v)
+    return (cos + v * sin) * shrink, (sin - v * cos) * shrink, shrink
+
+
+@triton.jit
+def load_pairs(place, mask, N: tl.constexpr):
+    """Real and imaginary parts in fp32, N numbers apart."""
+    re = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    return re, tl.load(place + N, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_pairs(place, re, im, mask, N: tl.constexpr):
+    kind = place.dtype.element_ty
+    tl.store(place, re.to(kind), mask=mask)
+    tl.store(place + N, im.to(kind), mask=mask)
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks"])
@@ -170,33 +203,18 @@ def rotate_kernel(
     row = tl.program_id(0) // (G * chunks)
     i = chunk * Q + tl.arange(0, Q)
     n = tl.arange(0, PAIRS)
-    end = tokens
-    if lengths_ptr is not None:
-        end = tl.minimum(tl.load(lengths_ptr + row).to(tl.int32), tokens)
-    live = i < end
-    token = row.to(tl.int64) * tokens + i
-    factor = tl.where(live, 1.0, 0.0)
-    if token_dt_ptr is not None:
-        factor = tl.load(token_dt_ptr + token, mask=live, other=0.0).to(tl.float32)
+    token, live, factor = live_tokens(token_dt_ptr, lengths_ptr, row, i, tokens)
     rate = tl.load(rate_ptr + g * N + n, mask=n < N, other=0.0)
-    v = pair_speed(omega_ptr, rate, token, row_omega, g, factor, live, n, N, EXACT)
-    turned = turns(v, EXACT)
-    v = v.to(tl.float32)
-    cos, sin = cos_sin(chunk_phases(prefix_ptr, row, g, chunk, chunks, turned, n, G, N))
+    v, cos, sin = rotations(
+        omega_ptr, rate, prefix_ptr, token, row_omega, row, g, chunk, chunks, factor, live, n,
+        G, N, EXACT,
+    )  # fmt: skip
     mask = live[:, None] & (n < N)[None, :]
     out = token[:, None] * (G * 2 * N) + g * (2 * N) + n[None, :]
     within = (i < tokens)[:, None] & (n < N)[None, :]
-    source = c_ptr + token[:, None] * row_c + g * (2 * N) + n[None, :]
-    re = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    im = tl.load(source + N, mask=mask, other=0.0).to(tl.float32)
-    kind = c_out_ptr.dtype.element_ty
-    tl.store(c_out_ptr + out, (re * cos - im * sin).to(kind), mask=within)
-    tl.store(c_out_ptr + out + N, (re * sin + im * cos).to(kind), mask=within)
-    source = b_ptr + token[:, None] * row_b + g * (2 * N) + n[None, :]
-    re = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    im = tl.load(source + N, mask=mask, other=0.0).to(tl.float32)
-    # exp(i phase) / (1 + i v)
-    shrink = 1.0 / (1.0 + v * v)
-    cos_b, sin_b = (cos + v * sin) * shrink, (sin - v * cos) * shrink
-    tl.store(b_out_ptr + out, (re * cos_b - im * sin_b).to(kind), mask=within)
-    tl.store(b_out_ptr + out + N, (re * sin_b + im * cos_b).to(kind), mask=within)
+    column = g * (2 * N) + n[None, :]
+    re, im = load_pairs(c_ptr + token[:, None] * row_c + column, mask, N)
+    store_pairs(c_out_ptr + out, re * cos - im * sin, re * sin + im * cos, within, N)
+    re, im = load_pairs(b_ptr + token[:, None] * row_b + column, mask, N)
+    cos, sin, _ = slowed(cos, sin, v)
+    store_pairs(b_out_ptr + out, re * cos - im * sin, re * sin + im * cos, within, N)

@@ -5,11 +5,12 @@ import triton.language as tl
 
 from kssm.ops.matrix_scan.kernel_gates import (
     LIMIT,
-    chunk_phases,
-    cos_sin,
-    pair_speed,
+    live_tokens,
+    load_pairs,
+    rotations,
+    slowed,
     softplus,
-    turns,
+    store_pairs,
 )
 
 
@@ -17,6 +18,38 @@ from kssm.ops.matrix_scan.kernel_gates import (
 def sigmoid(x):
     e = tl.exp(-tl.abs(x))
     return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def added_parts(place, step, mask, PARTS: tl.constexpr, N: tl.constexpr):
+    """The sum of PARTS times real and imaginary parts, ``step`` numbers apart."""
+    re, im = load_pairs(place, mask, N)
+    for part in tl.static_range(1, PARTS):
+        more_re, more_im = load_pairs(place + part * step, mask, N)
+        re += more_re
+        im += more_im
+    return re, im
+
+
+@triton.jit
+def turned_back(source, target, re, im, cos, sin, mask, within, N: tl.constexpr):
+    """Stores the gradient (re, im) as that of the numbers before they were turned; returns what it
+    says of their angles and of their sizes."""
+    new_re, new_im = re * cos + im * sin, im * cos - re * sin
+    store_pairs(target, new_re, new_im, within, N)
+    re, im = load_pairs(source, mask, N)
+    return new_im * re - new_re * im, new_re * re + new_im * im
+
+
+@triton.jit
+def flow_behind(
+    flow_ptr, at, mask_n, n, N: tl.constexpr, SHARING: tl.constexpr, HEADS: tl.constexpr
+):  # fmt: skip
+    """[N]: what turning the state behind a chunk changes, over the heads of a group."""
+    head = tl.arange(0, HEADS)
+    place = flow_ptr + (at * SHARING + head)[:, None] * (2 * N) + n[None, :]
+    re, im = load_pairs(place, (head < SHARING)[:, None] & mask_n[None, :], N)
+    return tl.sum(re + im, axis=0)
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks"])
@@ -39,59 +72,28 @@ def rotate_backward_kernel(
     rows = (tl.num_programs(0) // (G * chunks)).to(tl.int64)
     i = chunk * Q + tl.arange(0, Q)
     n = tl.arange(0, PAIRS)
-    end = tokens
-    if lengths_ptr is not None:
-        end = tl.minimum(tl.load(lengths_ptr + row).to(tl.int32), tokens)
-    live = i < end
-    token = row.to(tl.int64) * tokens + i
-    factor = tl.where(live, 1.0, 0.0)
-    if token_dt_ptr is not None:
-        factor = tl.load(token_dt_ptr + token, mask=live, other=0.0).to(tl.float32)
+    token, live, factor = live_tokens(token_dt_ptr, lengths_ptr, row, i, tokens)
     rate = tl.load(rate_ptr + g * N + n, mask=n < N, other=0.0)
-    v = pair_speed(omega_ptr, rate, token, row_omega, g, factor, live, n, N, EXACT)
-    turned = turns(v, EXACT)
-    v = v.to(tl.float32)
-    cos, sin = cos_sin(chunk_phases(prefix_ptr, row, g, chunk, chunks, turned, n, G, N))
+    v, cos, sin = rotations(
+        omega_ptr, rate, prefix_ptr, token, row_omega, row, g, chunk, chunks, factor, live, n,
+        G, N, EXACT,
+    )  # fmt: skip
     mask = live[:, None] & (n < N)[None, :]
-    at = token[:, None] * (G * 2 * N) + g * (2 * N) + n[None, :]
+    column = g * (2 * N) + n[None, :]
+    at = token[:, None] * (G * 2 * N) + column
     within = (i < tokens)[:, None] & (n < N)[None, :]
-    db_re = tl.zeros([Q, PAIRS], dtype=tl.float32)
-    db_im, dc_re, dc_im = db_re, db_re, db_re
-    for part in tl.static_range(PARTS):
-        add = part * rows * tokens * (G * 2 * N)
-        db_re += tl.load(db_turned_ptr + add + at, mask=mask, other=0.0).to(tl.float32)
-        db_im += tl.load(db_turned_ptr + add + at + N, mask=mask, other=0.0).to(tl.float32)
-        dc_re += tl.load(dc_turned_ptr + add + at, mask=mask, other=0.0).to(tl.float32)
-        dc_im += tl.load(dc_turned_ptr + add + at + N, mask=mask, other=0.0).to(tl.float32)
-    head = tl.arange(0, HEADS)
-    mask_flow = (head < SHARING)[:, None] & (n < N)[None, :]
-    place = ((row.to(tl.int64) * chunks + chunk) * G + g) * SHARING + head
-    place = flow_ptr + place[:, None] * (2 * N) + n[None, :]
-    flow = tl.load(place, mask=mask_flow, other=0.0)
-    dturn = tl.sum(flow + tl.load(place + N, mask=mask_flow, other=0.0), axis=0)
+    part = rows * tokens * (G * 2 * N)
+    re, im = added_parts(dc_turned_ptr + at, part, mask, PARTS, N)
+    source = c_ptr + token[:, None] * row_c + column
+    dphase, _ = turned_back(source, dc_ptr + at, re, im, cos, sin, mask, within, N)
+    re, im = added_parts(db_turned_ptr + at, part, mask, PARTS, N)
+    cos, sin, shrink = slowed(cos, sin, v)
+    source = b_ptr + token[:, None] * row_b + column
+    dphase_b, dsize = turned_back(source, db_ptr + at, re, im, cos, sin, mask, within, N)
+    own = (row.to(tl.int64) * chunks + chunk) * G + g
+    dturn = flow_behind(flow_ptr, own, n < N, n, N, SHARING, HEADS)
 
-    kind = dc_ptr.dtype.element_ty
-    new_re, new_im = dc_re * cos + dc_im * sin, dc_im * cos - dc_re * sin
-    tl.store(dc_ptr + at, new_re.to(kind), mask=within)
-    tl.store(dc_ptr + at + N, new_im.to(kind), mask=within)
-    source = c_ptr + token[:, None] * row_c + g * (2 * N) + n[None, :]
-    re = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    im = tl.load(source + N, mask=mask, other=0.0).to(tl.float32)
-    dphase = new_im * re - new_re * im
-
-    shrink = 1.0 / (1.0 + v * v)
-    cos_b, sin_b = (cos + v * sin) * shrink, (sin - v * cos) * shrink
-    new_re, new_im = db_re * cos_b + db_im * sin_b, db_im * cos_b - db_re * sin_b
-    tl.store(db_ptr + at, new_re.to(kind), mask=within)
-    tl.store(db_ptr + at + N, new_im.to(kind), mask=within)
-    source = b_ptr + token[:, None] * row_b + g * (2 * N) + n[None, :]
-    re = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    im = tl.load(source + N, mask=mask, other=0.0).to(tl.float32)
-    dphase_b = new_im * re - new_re * im
-    dsize = new_re * re + new_im * im
-    dphase += dphase_b
-
-    dangle = tl.cumsum(dphase, axis=0, reverse=True) + dturn[None, :]
+    dangle = tl.cumsum(dphase + dphase_b, axis=0, reverse=True) + dturn[None, :]
     dangle -= 0.5 * (dphase_b + v * dsize)
     dspeed = tl.where(mask, dangle * shrink * factor[:, None], 0.0)
     tl.store(domega_ptr + token[:, None] * (G * N) + g * N + n[None, :],
@@ -99,8 +101,7 @@ def rotate_backward_kernel(
     place = omega_ptr + token[:, None] * row_omega + g * N + n[None, :]
     omega = tl.load(place, mask=mask, other=0.0).to(tl.float32)
     drate = tl.sum(dspeed * (1.0 + omega), axis=0)
-    place = ((row.to(tl.int64) * chunks + chunk) * G + g) * N + n
-    tl.store(drate_ptr + place, drate, mask=n < N)
+    tl.store(drate_ptr + own * N + n, drate, mask=n < N)
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks"])
@@ -117,19 +118,12 @@ def gates_backward_kernel(
     chunk = tl.program_id(0) % chunks
     i = chunk * Q + tl.arange(0, Q)
     h = tl.arange(0, HEADS)
-    end = tokens
-    if lengths_ptr is not None:
-        end = tl.minimum(tl.load(lengths_ptr + row).to(tl.int32), tokens)
-    live = i < end
-    token = row.to(tl.int64) * tokens + i
+    token, live, factor = live_tokens(token_dt_ptr, lengths_ptr, row, i, tokens)
     mask = live[:, None] & (h < H)[None, :]
     alpha = tl.load(alpha_ptr + token[:, None] * row_alpha + h[None, :], mask=mask, other=0.0)
     dt = tl.load(dt_ptr + token[:, None] * row_dt + h[None, :], mask=mask, other=0.0)
     alpha = alpha.to(tl.float32) + tl.load(alpha_bias_ptr + h, mask=h < H, other=0.0)[None, :]
     dt = dt.to(tl.float32) + tl.load(dt_bias_ptr + h, mask=h < H, other=0.0)[None, :]
-    factor = tl.where(live, 1.0, 0.0)
-    if token_dt_ptr is not None:
-        factor = tl.load(token_dt_ptr + token, mask=live, other=0.0).to(tl.float32)
     plain = softplus(dt)
     rate = softplus(alpha)
     step = plain * factor[:, None]

@@ -32,9 +32,18 @@ class ChunkGradients(NamedTuple):
 
 
 def backward(
-    scan: Chunked, starts: Tensor | None, dy: Tensor, dfinal: Tensor, *, turning: bool
+    scan: Chunked,
+    starts: Tensor | None,
+    dy: Tensor,
+    dfinal: Tensor,
+    *,
+    turning: bool,
+    direct: bool,
 ) -> ChunkGradients:
-    """All gradients, from those of y and of the last state; ``turning`` asks for the flow."""
+    """All gradients, from those of y and of the last state.
+
+    ``turning`` asks for the flow, ``direct`` for decays' gradients that strong decays do not blur.
+    """
     dy = evenly_spaced(dy)
     states = _states(scan, starts)
     adjoints = _adjoints(scan, dy, dfinal, states, turning)
@@ -49,7 +58,7 @@ def backward(
         scan.x, dy, scan.b, scan.c, scan.decay, scan.weight, scan.lengths,
         states, adjoints.kept, adjoints.dend, dx, db, dc, ddecay, dweight,
         scan.x.stride(1), dy.stride(1), tokens, chunks,
-        PARTS=parts, EXACT=scan.exact, **scan.sizes, **scan.tuning.back.options,
+        PARTS=parts, DIRECT=direct, **scan.sizes, **scan.tuning.back.options,
     )  # fmt: skip
     return ChunkGradients(dx, db, dc, ddecay, dweight, adjoints.flow, adjoints.initial)
 

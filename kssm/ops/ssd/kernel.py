@@ -60,7 +60,7 @@ class _Ssd(torch.autograd.Function):
         scan = _chunked(u, total, b, c, state)
         with on_device(u.device):
             inner = dfinal.transpose(2, 3).contiguous()
-            found = backward(scan, starts, dy, inner, turning=False)
+            found = backward(scan, starts, dy, inner, turning=False, direct=True)
         d_log = found.decay[:, :, : u.shape[1]].transpose(1, 2).double()
         db, dc = (t.sum(0).to(b.dtype) for t in (found.b, found.c))
         return found.x, d_log, db, dc, found.initial.transpose(2, 3)
