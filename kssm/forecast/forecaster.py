@@ -99,6 +99,11 @@ class SignalForecaster(nn.Module):
         return self.fused.current(self) if plain else None
 
     @property
+    def step_keeps_rows(self) -> bool:
+        """Whether what fails of a step, all of it or a row, is certain to stay as it was."""
+        return self.native.usable(self) is not None
+
+    @property
     def fingerprint(self) -> str:
         """Hex digest of configuration and weights: states fit exactly the same fingerprint."""
         described = repr(sorted(asdict(self.config).items()))

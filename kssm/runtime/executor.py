@@ -66,6 +66,11 @@ class Executor:
             self._graphs = StepGraphs(forecaster, arena, self._transport, graph_rows)
         self.arena = arena
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether what fails of a step, all of it or a row, is certain to stay as it was."""
+        return getattr(self._forecaster, "step_keeps_rows", False)
+
     def prepare(self, report: Progress | None = None) -> None:
         """Compile and capture ahead of the first step; ``report`` hears of the progress.
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from kssm.errors import KSSMError, NumericalError
+from kssm.forecast.testing import tiny_forecaster
 from kssm.runtime import Engine
 from tests.runtime.fakes import POISON, SmoothingForecaster
-from tests.runtime.support import assert_same, code_of, noise, state_of
+from tests.runtime.support import CONFIG, assert_same, code_of, noise, state_of
 
 
 @pytest.mark.parametrize("samples", [1, 5, 40], ids=["step", "steps", "chunks"])
@@ -28,6 +29,23 @@ def test_a_poisoned_job_leaves_the_state_as_it_was(running: Engine, samples: int
     assert np.isfinite(result.quantiles).all()
     running.reset(key).result()
     assert running.stats().quarantined == 0
+
+
+@pytest.mark.parametrize(
+    ("compiled", "channels", "samples", "copies"),
+    [(True, 1, 1, 0), (True, 2, 1, 1), (True, 1, 3, 1), (False, 1, 1, 1)],
+)
+def test_rows_are_kept_aside_where_the_model_would_not_keep_them(
+    compiled: bool, channels: int, samples: int, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_forecaster(thinning=(4,)) if compiled else SmoothingForecaster()
+    with Engine(model, CONFIG) as engine:
+        key = engine.open(channels).result()
+        arena, taken = engine._worker._arena, list[object]()
+        whole = arena.whole
+        monkeypatch.setattr(arena, "whole", lambda slots: taken.append(slots) or whole(slots))
+        engine.append(key, noise(samples, channels)).result()
+        assert len(taken) == copies
 
 
 @pytest.mark.parametrize("call", ["step", "forecast", "prefill"])

@@ -36,19 +36,25 @@ typedef struct {
 } Readings;
 
 static inline int64_t phase_of(const Rows *rows, int64_t slot, int64_t size) {
-    return (int64_t)rows->clock[slot] % size;
+    return phase(rows->clock[slot], size);
 }
 
-/* Puts a sample into the block, at its place by the clock, which does not move. */
+/* Puts a sample and its step into the block, at their place by the clock, which does not move. */
+static void put(const Rows *rows, int64_t slot, int64_t size, const double pair[2]) {
+    double *place = rows->block + slot * 2 * size + phase_of(rows, slot, size);
+    place[0] = pair[0];
+    place[size] = pair[1];
+}
+
+static void take(const Rows *rows, int64_t slot, int64_t size, double pair[2]) {
+    const double *place = rows->block + slot * 2 * size + phase_of(rows, slot, size);
+    pair[0] = place[0];
+    pair[1] = place[size];
+}
+
 static void hold(const Rows *rows, int64_t slot, int64_t size, double value, double dt) {
-    double *place = rows->block + slot * 2 * size + phase_of(rows, slot, size);
-    place[0] = is_visible(value) ? value : ABSENT;
-    place[size] = dt;
-}
-
-static void release(const Rows *rows, int64_t slot, int64_t size) {
-    double *place = rows->block + slot * 2 * size + phase_of(rows, slot, size);
-    place[0] = place[size] = 0.0;
+    double pair[2] = {is_visible(value) ? value : ABSENT, dt};
+    put(rows, slot, size, pair);
 }
 
 /* A token for every copy whose run ends with the sample that was held last. */
@@ -114,7 +120,7 @@ static void fold(const Rows *rows, int64_t slot, int64_t size, int64_t number) {
 static int tick(const Rows *rows, int64_t slot, int64_t size) {
     rows->clock[slot] += 1.0;
     if (phase_of(rows, slot, size)) return 0;
-    fold(rows, slot, size, (int64_t)rows->clock[slot] / size - 1);
+    fold(rows, slot, size, samples_of(rows->clock[slot]) / size - 1);
     memset(rows->block + slot * 2 * size, 0, (size_t)(2 * size) * sizeof *rows->block);
     return 1;
 }

@@ -85,7 +85,7 @@ static void mix(const Question *q, int64_t row, Level level, const Mixture *mixt
     for (int64_t r = 0; r <= q->copies; r++) {
         const Source *source = q->sources + r;
         int64_t factor = r ? q->factors[r - 1] : 1;
-        int64_t age = r ? (int64_t)q->clock[row] % factor : 0;
+        int64_t age = r ? phase(q->clock[row], factor) : 0;
         Path path = path_of(source->forecasts + row * source->points * LEVELS,
                             (const Statistics *)source->scaler + row, level, factor, age, anchor);
         for (int64_t h = 0; h < q->horizon; h++) {

@@ -25,6 +25,14 @@ typedef struct {
     double left, next;   /* values before it and at it */
 } Path;
 
+/* Samples so far; in range whatever a corrupt clock says. */
+static inline int64_t samples_of(double clock) {
+    return clock >= 0.0 && clock < 1e15 ? (int64_t)clock : 0;
+}
+
+/* Samples since the last whole `period`. */
+static inline int64_t phase(double clock, int64_t period) { return samples_of(clock) % period; }
+
 static inline double bounded(double x, double limit) {
     return x > limit ? limit : x < -limit ? -limit : x;
 }
