@@ -2,11 +2,13 @@
 
     python -m benchmarks.step [--save] [--rows 1 1024 8192 65536]
 
-Counted bytes: each row's state read once and written once, weights (of the recurrence alone:
-inputs and outputs) once. Every step is one CUDA graph. Lines:
+Counted bytes: each row's state read once and written once, weights (of the lines without products:
+inputs and outputs) once. Every step is one CUDA graph. ``share_of_copy`` is against the rate of a
+large copy, ``share_of_same_copy`` against a copy of just so many bytes. Lines:
 
-- forecaster: the whole shipped model, from samples to forecasts, through the fused kernels
+- forecaster: a whole shipped model, from samples to forecasts, through the fused kernels
 - forecaster, torch: the same through ``step_torch_``
+- states of all layers: what the fused kernels for many rows do beside products: windows and states
 - recurrence: ``kssm_step_`` of eight layers as wide as the forecaster's
 - mamba-ssm: its ``selective_state_update`` at the same width, 16 states a channel (if installed)
 - the other models of ``kssm.models``, size base, as they are
@@ -27,6 +29,7 @@ from benchmarks.models import captured, median_ms
 from benchmarks.ops_scan import copy_rate
 from benchmarks.report import Row, finish, table
 from kssm.forecast import SignalForecaster, pretrained
+from kssm.forecast.resolutions import at_one_resolution
 from kssm.models import MODELS, State, build
 from kssm.ops.kssm_scan import ScanParameters, kssm_step_
 
@@ -61,21 +64,27 @@ def measured(case: Case, rows: int, device: torch.device, copy: float, repeats: 
     """One line of the table; ``copy`` in bytes a second."""
     name, run, size = case
     ms = median_ms(captured(run, device), device, repeats)
+    source = torch.empty(size // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    same = median_ms(captured(lambda: target.copy_(source), device), device, repeats)
     return {
         "step": name,
         "rows": rows,
         "us": 1e3 * ms,
         "mbytes": size / 1e6,
         "share_of_copy": size / ms * 1e3 / copy,
+        "share_of_same_copy": same / ms,
     }
 
 
 def cases(rows: int, device: torch.device) -> Iterator[Case]:
     """One after another, so that only one's memory is held."""
-    model = pretrained.load("kssm-signal-base", device)
+    model = at_one_resolution(pretrained.load("kssm-signal-base", device))
     yield forecaster(model, rows, fused=True)
     if rows <= SLOW_ROWS:
         yield forecaster(model, rows, fused=False)
+    if device.type == "cuda":
+        yield streamed(model, rows)
     yield recurrence(rows, device)
     if device.type == "cuda" and importlib.util.find_spec("mamba_ssm") is not None:
         yield mamba_update(rows, device)
@@ -96,6 +105,36 @@ def forecaster(model: SignalForecaster, rows: int, *, fused: bool) -> Case:
         lambda: step(values, arena, slots, dt),
         size,
     )
+
+
+def streamed(model: SignalForecaster, rows: int) -> Case:
+    """The kernels that move windows and states, in all layers, chunk after chunk."""
+    launching = importlib.import_module("kssm.forecast.fused.kernel_launch_many")
+    weights = model.fused.current(model)
+    if weights is None:
+        raise SystemExit("the fused kernels have no form for this model or GPU")
+    plan = launching.plan_many(rows, weights)
+    between = launching.Between.allocate(min(rows, plan.chunk), weights, plan)
+    for entry in between:
+        entry.normal_()
+    arena = model.initial_state(rows + 1)
+    values = torch.zeros(rows, dtype=torch.float64, device=model.device)
+    table = torch.tensor([arena[name].data_ptr() for name in model.row_spec()]).to(model.device)
+    slots, healthy = shuffled(rows, model.device), values.bool()
+    call = launching.Call(values, torch.ones_like(values), slots, table, values, healthy)
+
+    def run() -> State:
+        for first in range(0, rows, plan.chunk):
+            chunk = call.part(first, first + plan.chunk)
+            for layer in range(weights.sizes.layers):
+                launching.move_windows(weights, plan, between, chunk, layer, pdl=False)
+                launching.move_states(weights, plan, between, chunk, layer, pdl=False)
+        return arena
+
+    layers = {name: entry for name, entry in arena.items() if name.startswith("layers.")}
+    inner, selection = weights.sizes.d_inner, weights.sizes.selection
+    passed = rows * weights.sizes.layers * (5 * inner + selection) * weights.kind.itemsize
+    return "states of all layers", run, 2 * rows * row_bytes(layers) + passed
 
 
 def recurrence(rows: int, device: torch.device) -> Case:

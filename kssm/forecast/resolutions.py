@@ -212,7 +212,8 @@ class MultiResolutionForecaster(SignalForecaster):
         the device.
         """
         output = super().step_(values, arena, slots, dt)
-        self._take(values, dt, arena, slots.clamp_min(0), output.healthy)
+        if not self.fused.keep_(values, dt, arena, slots, output.healthy):
+            self._take(values, dt, arena, slots.clamp_min(0), output.healthy)
         return output
 
     @property
@@ -223,6 +224,11 @@ class MultiResolutionForecaster(SignalForecaster):
 
     @torch.inference_mode()
     def _follow_copy(self, factor: int, arena: State, slots: Tensor, clock: Tensor) -> None:
+        ended = self.fused.ended_run(arena, slots, clock, factor)
+        if ended is not None:
+            values, steps, own = ended
+            super().step_(values, _part(arena, factor), own, steps)
+            return
         run = (clock.long() - 1).clamp_min(0) % self._block // factor
         self._step_copy(arena, _arrived(arena, slots, clock), factor, run)
 

@@ -12,7 +12,9 @@ from kssm.forecast import SignalForecaster
 from kssm.forecast.forecaster import MAX_NORMALISED, ForecasterConfig
 from kssm.forecast.fused import FusedModel
 from kssm.forecast.fused.weights import Sizes, Weights, kind_for
+from kssm.forecast.resolutions import MultiResolutionForecaster
 from kssm.forecast.testing import tiny_forecaster
+from kssm.forecast.thinning import last_visible
 from kssm.models import KSSMConfig, State
 
 pytest.importorskip("triton")
@@ -21,6 +23,7 @@ from kssm.forecast.fused.kernel_call import Call
 from kssm.forecast.fused.kernel_launch import Plan, Scratch, launch
 from kssm.forecast.fused.kernel_launch_many import Between, ManyPlan, launch_many
 from kssm.forecast.fused.kernel_read import level_weights, read
+from kssm.forecast.fused.kernel_thinning import ended_run, keep
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SLOTS = torch.tensor([3, 7, -1, 1, 11], device=DEVICE)
@@ -212,6 +215,28 @@ def test_forecasts_are_read_like_those_of_torch(horizon: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
     assert found[3].isnan().all()
     assert found[:3].isfinite().all()
+
+
+def test_samples_are_kept_and_runs_taken_like_by_torch() -> None:
+    model = tiny_forecaster(thinning=(2, 8)).to(DEVICE)
+    assert isinstance(model, MultiResolutionForecaster)
+    mine, theirs = model.initial_state(12), model.initial_state(12)
+    healthy = torch.tensor([True, True, True, False, True], device=DEVICE)
+    for x, step in zip(*samples(8), strict=True):
+        keep(x, step, SLOTS, healthy, mine["clock"], mine["block"])
+        model._take(x, step, theirs, SLOTS.clamp_min(0), healthy)  # pyright: ignore[reportPrivateUsage]
+    for name in ("clock", "block"):
+        assert torch.equal(mine[name][1:], theirs[name][1:])
+    assert mine["clock"][[3, 7, 1, 11], 0].tolist() == [8.0, 8.0, 0.0, 8.0]
+    due = torch.full((5,), 8.0, dtype=torch.float64, device=DEVICE)
+    for factor in (2, 8):
+        values, steps, own = ended_run(SLOTS, due, factor, mine["clock"], mine["block"])
+        assert own.tolist() == [3, 7, -1, -1, 11]
+        runs = theirs["block"][own.clamp_min(0), :, 8 - factor : 8]
+        live = own > 0
+        expected = last_visible(runs[:, 0])[live]
+        torch.testing.assert_close(values[live], expected, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(steps[live], runs[:, 1].mean(-1)[live])
 
 
 def test_what_the_kernels_have_no_form_for_is_left_to_torch() -> None:

@@ -96,6 +96,28 @@ class FusedModel:
             weights = self._levels[levels] = reading.level_weights(levels, forecast.device)
         return reading.read(forecast, stats, weights, horizon, largest)
 
+    def keep_(
+        self, values: Tensor, dt: Tensor | None, arena: State, slots: Tensor, healthy: Tensor
+    ) -> bool:
+        """Put healthy rows' samples into the arena's blocks; False where torch must do the work."""
+        if not _has_blocks(arena):
+            return False
+        thinning = importlib.import_module("kssm.forecast.fused.kernel_thinning")
+        thinning.keep(values, dt, slots, healthy, arena["clock"], arena["block"])
+        return True
+
+    def ended_run(
+        self, arena: State, slots: Tensor, clock: Tensor, factor: int
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(samples, steps, slots) [N] of runs of ``factor`` samples that end at ``clock`` [N].
+
+        Slots are -1 for rows whose clock is another. None where torch must do the work.
+        """
+        if not _has_blocks(arena):
+            return None
+        thinning = importlib.import_module("kssm.forecast.fused.kernel_thinning")
+        return thinning.ended_run(slots, clock, factor, arena["clock"], arena["block"])
+
     def current(self, model: SignalForecaster) -> Weights | None:
         """The copy of the model's weights; None where torch must do the work."""
         device = model.embed.weight.device
@@ -122,6 +144,12 @@ class FusedModel:
             kept = (addresses, torch.tensor(addresses, device=entries[0].device))
             self._tables[entries[0]] = kept
         return kept[1]
+
+
+def _has_blocks(arena: State) -> bool:
+    """Whether Triton can work on the blocks of thinned copies."""
+    block, clock = arena["block"], arena["clock"]
+    return block.is_cuda and block.is_contiguous() and clock.is_contiguous() and triton_installed()
 
 
 @functools.cache

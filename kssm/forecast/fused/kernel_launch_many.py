@@ -109,14 +109,11 @@ def launch_many(
 
 
 def _chunk(weights: Weights, plan: ManyPlan, between: Between, call: Call, pdl: bool) -> None:
-    sizes, kind = weights.sizes, KINDS[weights.kind]
-    options: dict[str, Any] = {"KIND": kind, "PDL": pdl}
-    if pdl:
-        options["launch_pdl"] = True
+    sizes, options = weights.sizes, _options(weights, pdl)
     front(weights, between.x, between.after, call, pdl)
     _dense(weights, plan, between, call, options, None)
     for layer in range(sizes.layers):
-        _stream(weights, plan, between, call, options, layer)
+        _stream(weights, plan, between, call, layer, pdl)
         _dense(weights, plan, between, call, options, layer)
     rows = len(call.values)
     horizons = divisor(sizes.horizon, plan.horizons)
@@ -129,32 +126,53 @@ def _chunk(weights: Weights, plan: ManyPlan, between: Between, call: Call, pdl: 
 
 
 def _stream(
-    weights: Weights,
-    plan: ManyPlan,
-    between: Between,
-    call: Call,
-    options: dict[str, Any],
-    layer: int,
+    weights: Weights, plan: ManyPlan, between: Between, call: Call, layer: int, pdl: bool
 ) -> None:
     """Convolution, selection and recurrence of a layer."""
-    sizes, rows = weights.sizes, len(call.values)
-    shared = {"DI": sizes.d_inner, "WIDTH": sizes.group, **options}
-    own = {"TAPS": sizes.taps, "BLOCK": plan.rows, "num_warps": plan.row_warps}
-    channels = weights.channels[layer]
-    programs = triton.cdiv(rows, plan.rows) * (sizes.d_inner // sizes.group)
-    window_kernel[(programs,)](
-        between.inner, call.slots, call.table, channels, rows, layer, **own, **shared
-    )
-    select_kernel[(triton.cdiv(rows, plan.select_tile),)](
+    sizes = weights.sizes
+    move_windows(weights, plan, between, call, layer, pdl)
+    select_kernel[(triton.cdiv(len(call.values), plan.select_tile),)](
         between.inner, between.low, between.selection, weights.w_select[layer],
         weights.w_up[layer],
-        LOW=sizes.low, RANK=sizes.rank, REST=sizes.rest, COLUMNS=sizes.selection,
-        BLOCK=plan.select_tile, STAGES=plan.stages, SPLITS=1, num_warps=plan.select_warps, **shared,
+        DI=sizes.d_inner, LOW=sizes.low, RANK=sizes.rank, REST=sizes.rest,
+        COLUMNS=sizes.selection, WIDTH=sizes.group, BLOCK=plan.select_tile, STAGES=plan.stages,
+        SPLITS=1, num_warps=plan.select_warps, **_options(weights, pdl),
     )  # fmt: skip
-    state_kernel[(programs,)](
-        between.inner, between.selection, call.slots, call.dt, call.table, channels, rows, layer,
-        COLUMNS=sizes.selection, EPS=sizes.group_eps, **own, **shared,
+    move_states(weights, plan, between, call, layer, pdl)
+
+
+def move_windows(
+    weights: Weights, plan: ManyPlan, between: Between, call: Call, layer: int, pdl: bool
+) -> None:
+    """Queue a layer's convolution, which moves the windows."""
+    sizes = weights.sizes
+    window_kernel[_tiles(weights, plan, call)](
+        between.inner, call.slots, call.table, weights.channels[layer], len(call.values), layer,
+        DI=sizes.d_inner, TAPS=sizes.taps, WIDTH=sizes.group, BLOCK=plan.rows,
+        num_warps=plan.row_warps, **_options(weights, pdl),
     )  # fmt: skip
+
+
+def move_states(
+    weights: Weights, plan: ManyPlan, between: Between, call: Call, layer: int, pdl: bool
+) -> None:
+    """Queue a layer's recurrence, which moves the states."""
+    sizes = weights.sizes
+    state_kernel[_tiles(weights, plan, call)](
+        between.inner, between.selection, call.slots, call.dt, call.table,
+        weights.channels[layer], len(call.values), layer,
+        DI=sizes.d_inner, COLUMNS=sizes.selection, WIDTH=sizes.group, TAPS=sizes.taps,
+        EPS=sizes.group_eps, BLOCK=plan.rows, num_warps=plan.row_warps, **_options(weights, pdl),
+    )  # fmt: skip
+
+
+def _tiles(weights: Weights, plan: ManyPlan, call: Call) -> tuple[int]:
+    groups = weights.sizes.d_inner // weights.sizes.group
+    return (triton.cdiv(len(call.values), plan.rows) * groups,)
+
+
+def _options(weights: Weights, pdl: bool) -> dict[str, Any]:
+    return {"KIND": KINDS[weights.kind], "PDL": pdl, **({"launch_pdl": True} if pdl else {})}
 
 
 def _dense(

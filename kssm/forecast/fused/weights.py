@@ -89,7 +89,14 @@ class Sizes:
         """Whether tiles have sides that are powers of two, none too large to keep at hand."""
         wide = _power_of_two(self.group) == self.group
         divided = self.horizon % LEAST == 0 and self.d_mlp > 0 and self.d_mlp % LEAST == 0
-        return wide and divided and self.head_hidden <= 1024 and self.d_model <= 512 and self.low <= 256 and self.group <= 128
+        return (
+            wide
+            and divided
+            and self.head_hidden <= 1024
+            and self.d_model <= 512
+            and self.low <= 256
+            and self.group <= 128
+        )
 
 
 @dataclass(frozen=True, eq=False)
