@@ -6,14 +6,16 @@ from pathlib import Path
 
 import torch
 
-from kssm import language
+from kssm import audio, language
+from kssm.audio import AudioForecaster
+from kssm.audio.pretrained import is_audio
 from kssm.checkpoint import read_config
 from kssm.forecast import SignalForecaster, pretrained
 from kssm.language import LanguageModel
 from kssm.language.pretrained import is_language_model
 from kssm.quantization import WeightFormat, format_of, quantize
 
-Model = SignalForecaster | LanguageModel
+Model = SignalForecaster | AudioForecaster | LanguageModel
 
 
 def load_any(
@@ -24,7 +26,7 @@ def load_any(
     weights: WeightFormat | None = None,
     check_values: bool = True,
 ) -> Model:
-    """A forecaster or a language model in evaluation mode, from a shipped name or a folder.
+    """A forecaster (of signals or sound) or a language model in evaluation mode, by name or folder.
 
     Args:
         name_or_path: a shipped model's name, or a folder of ours or of ``transformers``.
@@ -40,7 +42,10 @@ def load_any(
         CheckpointError: ``invalid_checkpoint``, ``unsupported_checkpoint``.
     """
     folder = pretrained.locate(name_or_path)
-    if is_language_model(read_config(folder)):
+    config = read_config(folder)
+    if is_audio(config):
+        return audio.load(folder, device, weights=weights, check_values=check_values)
+    if is_language_model(config):
         model = language.load(folder, device, window=window, check_values=check_values)
         quantize(model, weights or format_of(model), keep={"head"})
         return model

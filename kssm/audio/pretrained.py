@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -16,9 +17,15 @@ from kssm.errors import CheckpointError, InvalidInputError
 from kssm.forecast.pretrained import locate
 from kssm.models.kssm import KSSMConfig
 from kssm.models.registry import config_from_mapping
+from kssm.quantization import WeightFormat, quantize
 
 DEFAULT: Final = "kssm-audio"
 ARCHITECTURE: Final = "kssm-audio-forecaster"
+
+
+def is_audio(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` describes an audio forecaster."""
+    return config.get("architecture") == ARCHITECTURE
 
 
 def save(network: AudioNetwork, folder: str | Path, *, half: bool = True) -> None:
@@ -44,10 +51,15 @@ def load(
     name_or_path: str | Path = DEFAULT,
     device: str | torch.device = "cpu",
     *,
+    weights: WeightFormat | None = None,
     check_values: bool = True,
 ) -> AudioForecaster:
-    """In evaluation mode on ``device``; raises ``model_not_found``, ``CheckpointError``."""
+    """In evaluation mode on ``device``, with weights in a format of ``kssm.quantization``.
+
+    Raises ``model_not_found``, ``CheckpointError``, ``invalid_weights``.
+    """
     folder = locate(name_or_path)
     network = AudioForecaster(parse(read_config(folder), folder))
     load_weights(network, folder, check_values=check_values)
+    quantize(network, weights or "float32")
     return network.eval().requires_grad_(False).to(device)

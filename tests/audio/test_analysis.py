@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.audio.support import TINY, sound
 
 from kssm.audio.analysis import (
     autocorrelation,
@@ -15,6 +14,7 @@ from kssm.audio.analysis import (
     similarity,
 )
 from kssm.audio.outlook import extrapolate
+from tests.audio.support import TINY, sound
 
 
 def test_autocorrelation_is_the_sum_of_products() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.audio.support import TINY, sound, tiny_audio
 
 from kssm.audio import AudioForecaster
 from kssm.errors import InvalidInputError
 from kssm.models.base import State
+from tests.audio.support import TINY, sound, tiny_audio
 
 LEVELS = (0.1, 0.5, 0.9)
 
