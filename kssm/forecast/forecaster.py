@@ -26,7 +26,7 @@ from kssm.forecast.distribution import (
 from kssm.forecast.fused import FusedModel
 from kssm.forecast.head import QuantileHead
 from kssm.forecast.native import NativeModel
-from kssm.forecast.native.reading import read_quantiles
+from kssm.forecast.native.reading import Contest, can_read, read_quantiles
 from kssm.models import KSSMConfig, State, StateSpec, build
 from kssm.models.base import fresh_state
 from kssm.models.layers import init_linear
@@ -249,8 +249,8 @@ class SignalForecaster(nn.Module):
 
     def forecast_entries(self, horizon: int) -> Collection[str]:
         """The state entries that ``forecast`` reads: few, unless the horizon needs a roll-out."""
-        spec = self.row_spec()
-        return spec if horizon > self.config.head_horizon else ("scaler", "forecast")
+        rolls_out = horizon > self.config.head_horizon
+        return self.row_spec() if rolls_out else ("scaler", "forecast")
 
     @torch.inference_mode()
     def forecast(self, state: State, horizon: int, levels: Sequence[float]) -> Tensor:
@@ -278,6 +278,28 @@ class SignalForecaster(nn.Module):
         )
         unseen = state["scaler"][:, 0] == 0
         return values.masked_fill(unseen[:, None, None], torch.nan)
+
+    @torch.inference_mode()
+    def forecast_rows(
+        self, arena: State, slots: Tensor, horizon: int, levels: tuple[float, ...]
+    ) -> Tensor | None:
+        """``forecast`` of the arena's rows ``slots`` [N] where they lie: [N, horizon, levels].
+
+        None where it takes a copy of them, as for roll-outs.
+        """
+        direct = self.config.head_horizon
+        if horizon > direct or not can_read(arena["forecast"]):
+            return None
+        sources = self._sources(arena, horizon)
+        return read_quantiles(sources, horizon, levels, direct, self._contest(arena), slots)
+
+    def _sources(self, state: State, horizon: int) -> list[tuple[Tensor, Tensor]]:
+        """Forecasts that reach the horizon, and their statistics, of every resolution."""
+        return [(self.ahead(state, horizon), state["scaler"])]
+
+    def _contest(self, state: State) -> Contest | None:  # noqa: ARG002
+        """What joins the resolutions, where there are several."""
+        return None
 
     def ahead(self, state: State, horizon: int) -> Tensor:
         """Normalised quantiles of at least the next ``horizon`` samples, [B, points, 9]."""

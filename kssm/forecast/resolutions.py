@@ -26,7 +26,7 @@ from kssm.forecast.forecaster import (
     SignalForecaster,
     StepOutput,
 )
-from kssm.forecast.native.reading import Contest, read_quantiles
+from kssm.forecast.native.reading import Contest, can_read, read_quantiles
 from kssm.forecast.thinning import (
     ABSENT,
     coarse_length,
@@ -249,14 +249,23 @@ class MultiResolutionForecaster(SignalForecaster):
         """As ``SignalForecaster.forecast``."""
         if horizon < 1:
             raise InvalidInputError("horizon must be at least 1", code="invalid_horizon")
-        factors, asked = self.config.thinning, check_levels(levels)
-        sources = [(self.ahead(state, horizon), state["scaler"])]
-        for factor in factors:
-            part = _part(state, factor)
-            sources.append((self.ahead(part, coarse_length(horizon, factor)), part["scaler"]))
-        joined_by = Contest(factors, state["clock"], state["contest"])
-        done = read_quantiles(sources, horizon, asked, self._block, joined_by)
+        asked, done = check_levels(levels), None
+        if can_read(state["forecast"]):
+            sources = self._sources(state, horizon)
+            done = read_quantiles(sources, horizon, asked, self._block, self._contest(state))
         return self.forecast_apart(state, horizon, asked) if done is None else done
+
+    def _sources(self, state: State, horizon: int) -> list[tuple[Tensor, Tensor]]:
+        sources = super()._sources(state, horizon)
+        for factor in self.config.thinning:
+            reach = coarse_length(horizon, factor)
+            names = super().forecast_entries(reach)
+            part = {name: state[_entry(factor, name)] for name in names}
+            sources += super()._sources(part, reach)
+        return sources
+
+    def _contest(self, state: State) -> Contest:
+        return Contest(self.config.thinning, state["clock"], state["contest"])
 
     @torch.inference_mode()
     def forecast_apart(self, state: State, horizon: int, levels: Sequence[float]) -> Tensor:

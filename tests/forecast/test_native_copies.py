@@ -198,3 +198,19 @@ def test_without_the_library_the_resolutions_are_read_apart() -> None:
         if name not in JOINING:
             scale = entry.abs().amax()
             torch.testing.assert_close(compiled[name], entry, rtol=1e-4, atol=1e-5 * float(scale))
+
+
+@pytest.mark.parametrize("thinning", [(), (2, 4)])
+def test_forecasts_of_arena_rows_need_no_copy(thinning: tuple[int, ...]) -> None:
+    model = make(8, (2, 4)) if thinning else SignalForecaster(make(8, (2, 4)).config).eval()
+    values, dt = signals()
+    arena = model.initial_state(ROWS + 1)
+    for t in range(60):
+        model.step_(values[:, t].contiguous(), arena, torch.arange(1, ROWS + 1), dt[:, t].clone())
+    slots = torch.tensor([5, 2, 6])
+    levels = (0.05, 0.5)
+    read = model.forecast_rows(arena, slots, 8, levels)
+    assert read is not None
+    copied = {name: entry[slots] for name, entry in arena.items()}
+    assert torch.equal(read, model.forecast(copied, 8, levels))
+    assert model.forecast_rows(arena, slots, 9, levels) is None

@@ -14,8 +14,8 @@
 /* One resolution of the rows. */
 typedef struct {
     int64_t points;         /* of the forecasts: enough for the horizon */
-    const float *forecasts; /* [rows, points, LEVELS] */
-    const double *scaler;   /* [rows, 7] */
+    const float *forecasts; /* [slots, points, LEVELS] */
+    const double *scaler;   /* [slots, 7] */
 } Source;
 
 /* Mirrored in library.py. */
@@ -24,8 +24,9 @@ typedef struct {
     int64_t copies;
     const Source *sources;  /* [1 + copies] */
     const int64_t *factors; /* [copies] */
-    const double *clock;    /* [rows] */
-    const double *contest;  /* [rows, copies, 2, 3] */
+    const int64_t *slots;   /* [rows]: where each row's entries are, or NULL: in order */
+    const double *clock;    /* [slots] */
+    const double *contest;  /* [slots, copies, 2, 3] */
     const Level *wanted;    /* [levels] */
     double *quantiles;      /* [rows, horizon, levels] */
 } Question;
@@ -96,8 +97,8 @@ static void mix(const Question *q, int64_t row, Level level, const Mixture *mixt
     }
 }
 
-static void answer_row(const Question *q, int64_t row, const Mixture *mixture) {
-    double *out = q->quantiles + row * q->horizon * q->levels;
+/* The row whose entries are at `row`: to `out` [horizon, levels]. */
+static void answer_row(const Question *q, int64_t row, const Mixture *mixture, double *out) {
     if (((const Statistics *)q->sources->scaler)[row].count == 0) {
         for (int64_t i = 0; i < q->horizon * q->levels; i++) out[i] = NAN;
         return;
@@ -122,7 +123,9 @@ static int answer_rows(const Question *q, int64_t first, int64_t last) {
     double *memory = malloc((size_t)((q->copies + 3) * q->horizon) * sizeof *memory);
     if (!memory) return 0;
     Mixture mixture = {memory + 2 * q->horizon, memory, memory + q->horizon};
-    for (int64_t row = first; row < last; row++) answer_row(q, row, &mixture);
+    for (int64_t i = first; i < last; i++)
+        answer_row(q, q->slots ? q->slots[i] : i, &mixture,
+                   q->quantiles + i * q->horizon * q->levels);
     free(memory);
     return 1;
 }

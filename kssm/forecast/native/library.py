@@ -99,7 +99,7 @@ class Question(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rows", "horizon", "levels", "direct", "copies")),
         ("sources", ctypes.POINTER(Source)),
         ("factors", ctypes.POINTER(ctypes.c_int64)),
-        *((name, ctypes.c_void_p) for name in ("clock", "contest")),
+        *((name, ctypes.c_void_p) for name in ("slots", "clock", "contest")),
         ("wanted", ctypes.POINTER(Level)),
         ("quantiles", ctypes.c_void_p),
     )

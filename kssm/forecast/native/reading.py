@@ -32,6 +32,7 @@ def read_quantiles(
     levels: tuple[float, ...],
     direct: int,
     contest: Contest | None = None,
+    slots: Tensor | None = None,
 ) -> Tensor | None:
     """Quantiles of the next samples [B, horizon, len(levels)], float64, in the rows' own units.
 
@@ -40,14 +41,15 @@ def read_quantiles(
             horizon and statistics [B, 7].
         direct: samples that the head reaches.
         contest: of rows with copies.
+        slots: [B] int64, the rows to read of those given; None = all of them.
 
     Returns None where the compiled code cannot do it.
     """
     compiled = library.load()
-    if compiled is None or is_compiling() or not all(map(_fits, sources)):
+    if compiled is None or not all(can_read(blocks) for blocks, _ in sources):
         return None
     kept = [(blocks.contiguous(), stats.contiguous()) for blocks, stats in sources]
-    rows, copies = len(kept[0][0]), len(kept) - 1
+    rows, copies = len(kept[0][0]) if slots is None else len(slots), len(kept) - 1
     quantiles = torch.empty(rows, horizon, len(levels), dtype=torch.float64)
     parts = [library.Source(b.shape[1], b.data_ptr(), s.data_ptr()) for b, s in kept]
     joined = () if contest is None else (contest.clock.contiguous(), contest.sums.contiguous())
@@ -59,6 +61,7 @@ def read_quantiles(
         copies,
         (library.Source * len(parts))(*parts),
         (ctypes.c_int64 * copies)(*(() if contest is None else contest.factors)),
+        None if slots is None else slots.data_ptr(),
         *([tensor.data_ptr() for tensor in joined] or (None, None)),
         (library.Level * len(levels))(*map(_level, levels)),
         quantiles.data_ptr(),
@@ -67,14 +70,9 @@ def read_quantiles(
     return quantiles
 
 
-def _fits(source: tuple[Tensor, Tensor]) -> bool:
-    blocks, stats = source
-    return (
-        blocks.is_cpu
-        and blocks.dtype is torch.float32
-        and stats.dtype is torch.float64
-        and not blocks.requires_grad
-    )
+def can_read(blocks: Tensor) -> bool:
+    """Whether the compiled code reads such forecasts, where there is any."""
+    return blocks.is_cpu and blocks.dtype is torch.float32 and not is_compiling()
 
 
 @functools.lru_cache(maxsize=256)
