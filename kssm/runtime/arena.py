@@ -7,15 +7,21 @@ when it is freed, so a handle kept too long is told apart from the slot's next o
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kssm.errors import CapacityError, StateError
+from kssm.ops.launch import triton_installed
 from kssm.runtime.contract import Slots, State, StateSpec
+
+if TYPE_CHECKING:
+    from kssm.runtime.kernel_rows import Pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +65,7 @@ class Arena:
         self._generations = np.zeros(1, dtype=np.int64)
         self._taken = np.zeros(1, dtype=np.bool_)
         self._replaced = np.zeros(1, dtype=np.bool_)
+        self._pieces: tuple[State, Pieces | None] | None = None
         self.tensors: State = {name: self._initial[name].clone() for name in spec}
         self.host: State = {name: row.clone() for name, row in (host or {}).items()}
         self.version = 0
@@ -127,7 +134,10 @@ class Arena:
         """A copy of everything at ``slots``, the host's entries included."""
         index = torch.from_numpy(slots)
         kept = {name: tensor.index_select(0, index) for name, tensor in self.host.items()}
-        return {**self.gather(slots), **kept}
+        pieces = self._packed()
+        if pieces is None:
+            return {**self.gather(slots), **kept}
+        return {**pieces.gather(self.index(slots)), **kept}
 
     def write(self, slots: Slots, state: State) -> None:
         """Overwrite entries at ``slots`` with those of ``state`` ([len(slots), ...] each)."""
@@ -156,6 +166,15 @@ class Arena:
         if self._device.type == "cuda":  # from pinned memory the host need not wait
             index = index.pin_memory()
         return index.to(self._device, non_blocking=True)
+
+    def _packed(self) -> Pieces | None:
+        """How one kernel copies rows of all the device's entries; None where it cannot."""
+        if self._device.type != "cuda" or not triton_installed():
+            return None
+        if self._pieces is None or self._pieces[0] is not self.tensors:
+            rows = importlib.import_module("kssm.runtime.kernel_rows")
+            self._pieces = self.tensors, rows.Pieces.of(self.tensors)
+        return self._pieces[1]
 
     def _tables(self, slots: Slots) -> Iterator[tuple[State, Tensor]]:
         """The entries of the device and of the host, each with the index that fits."""
