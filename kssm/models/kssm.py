@@ -109,18 +109,20 @@ class KSSMBlock(Block):
         return self.alpha_up(alpha), self.omega_up(omega), self.dt_up(dt), b_re + 1.0, b_im
 
     def before_scan(self, x: Tensor, window: Tensor | None) -> tuple[Tensor, ...]:
-        """Residual stream [B, T, d_model] -> (conv input, gate, x, alpha, omega, dt, B)."""
-        inputs, gate = self.in_proj(self.norm(x).to(compute_dtype(x))).chunk(2, dim=-1)
-        active = F.silu(self.conv(inputs, window)).to(compute_dtype(x))
-        return inputs, gate, active, *self.selection(active)
+        """Residual stream [B, T, d_model] -> (itself, conv input, gate, x for the skip, x, alpha,
+        omega, dt, B)."""
+        normed, residual = self.norm.beside(x, compute_dtype(x))
+        inputs, gate = self.in_proj(normed).chunk(2, dim=-1)
+        active, skipped = self.conv.activated(inputs, window, [inputs.shape[-1]])
+        return residual, inputs, gate, skipped, active, *self.selection(active)
 
-    def after_scan(self, residual: Tensor, y: Tensor, active: Tensor, gate: Tensor) -> Tensor:
+    def after_scan(self, residual: Tensor, y: Tensor, skipped: Tensor, gate: Tensor) -> Tensor:
         """Read-out, skip, norm, gate and feed-forward around the residual stream."""
         dtype = compute_dtype(residual)
-        mixed = self.out_norm(y) + self.skip * active
-        x = residual + self.out_proj((mixed * F.silu(gate)).to(dtype))
+        x = residual + self.out_proj(self.out_norm.gated(y, skipped, self.skip, gate, dtype))
         if self.mlp is not None and self.mlp_norm is not None:
-            x = x + self.mlp(self.mlp_norm(x).to(dtype))
+            normed, x = self.mlp_norm.beside(x, dtype)
+            x = x + self.mlp(normed)
         return x
 
     def state_spec(self) -> StateSpec:
@@ -134,7 +136,8 @@ class KSSMBlock(Block):
         self, x: Tensor, state: State | None, lengths: Tensor | None, dt: Tensor | None
     ) -> tuple[Tensor, State]:
         window = None if state is None else state["window"]
-        inputs, gate, active, alpha, omega, step, b_re, b_im = self.before_scan(x, window)
+        residual, inputs, gate, skipped, active, *selected = self.before_scan(x, window)
+        alpha, omega, step, b_re, b_im = selected
         y, new_state = kssm_scan(
             alpha,
             omega,
@@ -148,7 +151,7 @@ class KSSMBlock(Block):
             lengths=lengths,
         )
         new_window = self.conv.last_window(inputs, window, lengths).to(new_state.dtype)
-        y = self.after_scan(x, y, active, gate)
+        y = self.after_scan(residual, y, skipped, gate)
         return y, {"window": new_window, "state": new_state}
 
     def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:

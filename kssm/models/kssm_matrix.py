@@ -166,7 +166,7 @@ class KSSMMatrixBlock(Block):
         x = residual + self.out_proj(mixed)
         if self.mlp is not None and self.mlp_norm is not None:
             normed, x = self.mlp_norm.beside(x, dtype)
-            x = x + self.mlp.fused(normed)
+            x = x + self.mlp(normed)
         return x
 
 

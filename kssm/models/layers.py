@@ -85,11 +85,6 @@ class SwiGLU(nn.Module):
         self.down = init_linear(d_hidden, d_model, std=out_scale * d_hidden**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * value)
-
-    def fused(self, x: Tensor) -> Tensor:
-        """As ``forward``, the gated product in one kernel."""
         return self.down(swiglu(self.up(x)))
 
 

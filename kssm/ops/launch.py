@@ -21,6 +21,12 @@ def runs_triton(x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -
     return x.is_cuda and x.dtype in dtypes and triton_installed()
 
 
+def fuses(x: Tensor) -> bool:
+    """Whether the kernels that fuse elementwise work take ``x``; torch.compile makes its own."""
+    wide = (torch.bfloat16, torch.float16, torch.float32)
+    return runs_triton(x, wide) and x.numel() > 0 and not torch.compiler.is_compiling()
+
+
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Make ``device`` the current one: Triton launches where CUDA stands."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -10,13 +10,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kssm.ops.conv_silu.reference import filtered, window_after
-from kssm.ops.eager import outside_graph
-from kssm.ops.launch import runs_triton
+from kssm.ops.launch import fuses
 
 __all__ = ["conv_silu", "filtered", "window_after"]
 
@@ -41,10 +39,9 @@ def conv_silu(
 
     Differentiable once in x, weight, bias and window.
     """
-    wide = (torch.bfloat16, torch.float16, torch.float32)
-    if runs_triton(x, wide) and len(weight) <= _TAPS and x.numel() > 0:
+    if fuses(x) and len(weight) <= _TAPS:
         kernels = importlib.import_module("kssm.ops.conv_silu.kernel_launch")
-        return outside_graph(kernels.conv_silu_triton)(x, weight, bias, window, sizes)
+        return kernels.conv_silu_triton(x, weight, bias, window, sizes)
     y = F.silu(filtered(x, weight, bias, window)).to(x.dtype)
     first, *rest = y.split(list(sizes), dim=-1)
     return first, first, *rest

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kssm.ops.eager import outside_graph
 from kssm.ops.gated_norm.reference import gated, rms_norm
-from kssm.ops.launch import runs_triton
+from kssm.ops.launch import fuses
 
 __all__ = ["gated_norm", "residual_norm", "rms_norm"]
 
@@ -43,8 +42,8 @@ def gated_norm(
 
     Arithmetic is in fp32 (fp64 for fp64 inputs). Differentiable once in all tensors.
     """
-    if _fits(x):
-        run = outside_graph(_kernels().gated_norm_triton)
+    if fuses(x):
+        run = _kernels().gated_norm_triton
         return run(x, weight, group_size, eps, value, skip, gate, dtype)
     return gated(rms_norm(x, weight, group_size, eps), value, skip, gate).to(dtype)
 
@@ -57,14 +56,9 @@ def residual_norm(
     Whoever adds the layer's result to that x, and not to the argument, spares a pass over memory:
     the backward kernel adds the gradients of both.
     """
-    if _fits(x):
-        return outside_graph(_kernels().residual_norm_triton)(x, weight, eps, dtype)
+    if fuses(x):
+        return _kernels().residual_norm_triton(x, weight, eps, dtype)
     return rms_norm(x, weight, x.shape[-1], eps).to(dtype), x
-
-
-def _fits(x: Tensor) -> bool:
-    """Whether the kernels can take x."""
-    return runs_triton(x, (torch.bfloat16, torch.float16, torch.float32)) and x.numel() > 0
 
 
 def _kernels() -> Any:

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kssm.ops.eager import outside_graph
-from kssm.ops.launch import runs_triton
+from kssm.ops.launch import fuses
 
 __all__ = ["swiglu"]
 
@@ -24,8 +23,8 @@ def swiglu(x: Tensor) -> Tensor:
 
     Only x is kept for the gradient.
     """
-    if runs_triton(x, (torch.bfloat16, torch.float16, torch.float32)) and x.numel() > 0:
-        return outside_graph(_SwiGLU.apply)(x)
+    if fuses(x):
+        return _SwiGLU.apply(x)
     gate, value = x.chunk(2, dim=-1)
     return F.silu(gate) * value
 
