@@ -15,13 +15,16 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from benchmarks import cpu_prefill, cpu_sizes
+from benchmarks import cpu_prefill, cpu_resolutions, cpu_sizes
 from benchmarks.cpu_sizes import packed_bytes, step_of
 from benchmarks.machine import Machine
 from benchmarks.medians import medians
 from kssm.forecast import ForecasterConfig, SignalForecaster, pretrained
 from kssm.forecast.native import NativeModel, library
 from kssm.quantization import WeightFormat, parse_format, quantize
+
+RESOLVED = (1, 16, 256)
+"""Batch sizes whose steps are also measured at one resolution."""
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 PROMPTS = ("1x16", "1x64", "1x512", "16x32", "16x512")
@@ -82,12 +85,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         machine = Machine()
         rows = [_measure(model, machine, count, options.seconds) for count in options.batches]
         prompts = cpu_prefill.measure(model, options.prompts, options.seconds)
+        resolved = [rows for rows in RESOLVED if rows in options.batches]
+        costs = cpu_resolutions.measure(model, resolved, options.seconds)
         others = _candidates(model, options.seconds) if options.candidates else []
     cpu_sizes.print_sizes(sizes)
     _print(rows, prompts, others)
+    cpu_resolutions.show(costs)
     line = _line(model, options, rows, prompts, others)
     named = [{**asdict(size), "of_limit": round(size.of_limit, 3)} for size in sizes]
-    print(json.dumps(line | {"sizes": named}))
+    more = [{**asdict(c), "ratio": c.ratio, "ratio_apart": c.ratio_apart} for c in costs]
+    print(json.dumps(line | {"sizes": named, "resolutions": more}))
 
 
 def _parse(arguments: Sequence[str] | None) -> Options:

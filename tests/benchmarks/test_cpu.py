@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import cpu, cpu_candidates, cpu_prefill, cpu_sizes
+from benchmarks import cpu, cpu_candidates, cpu_prefill, cpu_resolutions, cpu_sizes
 from kssm.forecast.native import library
 from kssm.forecast.testing import tiny_forecaster
 
@@ -38,6 +38,20 @@ def test_ends_with_a_line_of_json(
     for step in line["steps"]:
         assert step["speedup"] == pytest.approx(step["torch"] / step["native"], rel=0.01)
         assert step["of_limit"] == pytest.approx(step["read"] / step["native"], abs=0.01)
+
+
+@pytest.mark.skipif(library.load() is None, reason="no compiled step on this machine")
+def test_several_resolutions_are_compared_with_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with torch.inference_mode():
+        costs = cpu_resolutions.measure(tiny_forecaster(thinning=(4,)), [1, 3], 0.0)
+    cpu_resolutions.show(costs)
+    names = [f"step of {rows}, {kind}" for rows in (1, 3) for kind in ("median", "mean")]
+    assert [cost.action for cost in costs] == [*names, "forecast 24 ahead", "prompt of 512"]
+    assert all(min(cost.single, cost.whole, cost.apart) > 0 for cost in costs)
+    assert costs[0].ratio == costs[0].whole / costs[0].single
+    assert costs[0].ratio_apart == costs[0].apart / costs[0].single
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(costs)
+    assert cpu_resolutions.measure(tiny_forecaster(), [1], 0.0) == []
 
 
 def test_counts_the_products_of_a_sample() -> None:
