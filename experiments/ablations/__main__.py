@@ -80,7 +80,7 @@ def run_once(plan: Plan, lever: str, seed: int) -> Row:
     folder = plan.output / f"{lever}-{seed}"
     fabric = make_fabric(config.run, folder, plan.device)
     trainer = plan.trainer(lever)(config, folder, fabric, plan.corpus, plan.commit)
-    _say(f"compiled in {trainer.warm_up():.0f} s")
+    _say(f"compiled in {trainer.warm_up(_say):.0f} s")
     trainer.run(_say)
     trainer.save()
     (folder / "resume.pt").unlink()

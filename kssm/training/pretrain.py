@@ -99,7 +99,7 @@ class Trainer:
         horizon = self.config.model.head_horizon
         return tokenise(batch.values, batch.visible, horizon, reads=reads, kept=kept)
 
-    def warm_up(self) -> float:
+    def warm_up(self, report: Report = lambda _: None) -> float:
         """Compile every shape of batch there is, changing nothing; returns the seconds it took."""
         start = time.perf_counter()
         data = self.config.data
@@ -109,6 +109,7 @@ class Trainer:
             for thinned in (False, True):
                 for offset in range(self.config.run.read_stride):
                     self.fabric.backward(self._sums(batch, thinned, offset).weighted)
+                report(f"{shape} thinned={thinned}: {time.perf_counter() - start:.0f} s")
         self.model.zero_grad(set_to_none=True)
         self._synchronise()
         return time.perf_counter() - start
