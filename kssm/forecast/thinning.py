@@ -25,6 +25,11 @@ def last_visible(runs: Tensor) -> Tensor:
     return torch.where(latest > 0, values, torch.nan)
 
 
+def mean_step(steps: Tensor) -> Tensor:
+    """Mean over the last dimension, added up in order: the same bits whatever the shape."""
+    return functools.reduce(torch.add, steps.unbind(-1)) / steps.shape[-1]
+
+
 def shifted(sequence: Tensor, start: Tensor, length: int) -> Tensor:
     """Each row of ``sequence`` [B, T, ...] from its own ``start`` [B] on: [B, length, ...].
 
