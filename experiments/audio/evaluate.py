@@ -120,13 +120,15 @@ _WINDOWS: Final[Mapping[str, Callable[[], Floats]]] = {
 def linear_gains(
     recordings: Sequence[Floats], windows: Collection[str], workers: int
 ) -> dict[str, dict[str, float]]:
-    """Backward-adaptive linear prediction: orders, windows, and how often it is updated."""
+    """Backward-adaptive linear prediction: orders, windows, how often updated; no workers, none."""
     settings = [
         Linear(order, window, every)
         for order in (16, 32, 50)
         for window in windows
         for every in (1, 40)
     ]
+    if not workers:
+        return {}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(setting.gains, recordings) for setting in settings]
         return {setting.name: job.result() for setting, job in zip(settings, jobs, strict=True)}
@@ -192,7 +194,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="kssm-audio")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--stride", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="0 = no linear prediction")
+    parser.add_argument("--speakers", nargs="+", default=HELD_OUT)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     from kssm.audio.pretrained import load
@@ -200,11 +203,11 @@ def main() -> None:
     network = load(arguments.checkpoint, arguments.device)
     report = {
         speaker: evaluate(network, arguments.digits, [speaker], arguments.stride, arguments.workers)
-        for speaker in HELD_OUT
-        if arguments.stride == 1
+        for speaker in arguments.speakers
+        if arguments.stride == 1 and arguments.workers
     }
     report["all"] = evaluate(
-        network, arguments.digits, HELD_OUT, arguments.stride, arguments.workers
+        network, arguments.digits, arguments.speakers, arguments.stride, arguments.workers
     )
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")

@@ -30,11 +30,12 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser()
     p.add_argument("--digits", type=Path, required=True)
     p.add_argument("--voices", type=Path)
+    p.add_argument("--people", type=Path)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--start", type=Path, help="weights to continue from")
     p.add_argument("--seconds", type=float, default=500)
     p.add_argument("--rows", type=int, default=96)
-    p.add_argument("--length", type=int, default=9600)
+    p.add_argument("--length", type=int, default=19200)
     p.add_argument("--reads", type=int, default=16)
     p.add_argument("--lr", type=float, default=2e-3)
     p.add_argument("--seed", type=int, default=0)
@@ -93,9 +94,10 @@ def main() -> None:
 
 def make_mixture(a: argparse.Namespace, device: torch.device) -> Mixture:
     speakers = [s for s in SPEAKERS if s not in HELD_OUT]
-    pools = [(0.55, Pool.of(spoken_digits(a.digits, speakers), 0, device))]
-    if a.voices:
-        pools.append((0.45, Pool.of(synthesised(a.voices), 1, device)))
+    pools = [(0.8, Pool.of(spoken_digits(a.digits, speakers), 0, device))]
+    for share, file in ((0.5, a.voices), (1.0, a.people)):
+        if file:
+            pools.append((share, Pool.of(synthesised(file), 1, device)))
     return Mixture(pools)
 
 

@@ -83,7 +83,9 @@ class NextSample(nn.Module):
     def _network(self, seen: Tensor, context: Tensor) -> Tensor:
         blocks, count = seen.shape[-3:-1]
         place = self.place[: blocks * count].unflatten(0, (blocks, count))
-        hidden = F.silu(self.seen(seen) + self.context(context)[..., None, None, :] + place)
+        first = self.seen(seen)
+        known = self.context(context)[..., None, None, :] + place
+        hidden = F.silu(first + known.to(first.dtype))
         hidden = hidden + F.silu(self.hidden(hidden))
         return self.out(hidden).float()
 
