@@ -28,25 +28,23 @@ from kssm.forecast.fused.kernel_thinning import ended_run, keep
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SLOTS = torch.tensor([3, 7, -1, 1, 11], device=DEVICE)
 LIVE = SLOTS >= 0
-SPLIT = Plan(whole=False, tile=16, channels=16, hidden=16, head_hidden=16, horizons=4)
-WHOLE = Plan(
-    whole=True, tile=16, channels=16, hidden=16, head_hidden=16, horizons=4, recur=16, stages=1
-)
+SPLIT = Plan(tile=16, channels=16, hidden=16, head_hidden=16, horizons=4)
 MANY = ManyPlan(
     chunk=3,
     tile=16,
-    hidden=16,
-    next_columns=16,
-    select_tile=16,
-    head_tile=16,
-    horizons=16,
+    columns=32,
+    sum_tile=16,
+    sum_columns=16,
+    deep=16,
     stages=1,
+    select_tile=16,
+    splits=3,
+    horizons=8,
 )
 ONE = replace(SPLIT, tile=1)
 PLANS = [
     pytest.param(SPLIT, id="split"),
     pytest.param(ONE, id="one"),
-    pytest.param(WHOLE, id="whole"),
     pytest.param(MANY, id="many"),
 ]
 

@@ -37,18 +37,27 @@ class Call(NamedTuple):
         )  # fmt: skip
 
 
-def front(weights: Weights, x: Tensor, after: Tensor, call: Call, pdl: bool) -> None:
+def front(
+    weights: Weights,
+    x: Tensor,
+    after: Tensor,
+    call: Call,
+    pdl: bool,
+    lean: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
+) -> None:
     """Scaler, score and embedding: x [room, DM] and the statistics ``after`` [room, 7].
 
-    It waits for all that was queued before; with ``pdl`` the next kernel starts early.
+    ``lean``: x as products take it and the sums of its squares, for ``kernel_dense``. It waits for
+    all that was queued before; with ``pdl`` the next kernel starts early.
     """
     rows = len(call.values)
     block = 16
+    parts = 1 if lean[1] is None else lean[1].shape[1]
     front_kernel[(triton.cdiv(rows, block),)](
         call.values, call.dt, call.slots, call.table, weights.embed, weights.embed_bias,
-        x, after, call.tail, rows,
+        x, *lean, after, call.tail, rows,
         DM=weights.sizes.d_model, HORIZON=weights.sizes.horizon, MEMORY=scaler_scan.MEMORY,
         FAST_MEMORY=scaler_scan.FAST_MEMORY, CLIP=scaler_scan.CLIP,
         WARM_UP=scaler_scan.WARM_UP, MAX_ABSOLUTE=scaler_scan.MAX_ABSOLUTE,
-        SCORED=SCORED_HORIZONS, PDL=pdl, BLOCK=block, num_warps=4,
+        SCORED=SCORED_HORIZONS, PARTS=parts, PDL=pdl, BLOCK=block, num_warps=4,
     )  # fmt: skip

@@ -4,18 +4,18 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from kssm.ops.kssm_scan.kernel_common import INTERPRETED
+from kssm.ops.kssm_scan.kernel_common import INTERPRETED, exp2, reciprocal
 
 __all__ = [
     "INTERPRETED",
     "finish_early",
     "is_finite",
-    "opaque",
     "product",
     "residual",
     "rms_norm",
     "scratch",
     "settled",
+    "sigmoid",
     "silu",
     "slots_of",
     "vector",
@@ -36,16 +36,6 @@ def finish_early(PDL: tl.constexpr):
     """Let the next kernel start and load its weights; it still waits for this one's end."""
     if PDL:
         gdc_launch_dependents()
-
-
-@triton.jit
-def opaque(x):
-    """The scalar x, computed anew: what is made of it is not kept in registers across a loop."""
-    if not INTERPRETED:
-        x = tl.inline_asm_elementwise(
-            "mov.b32 $0, $1;", "=r,r", [x], tl.int32, is_pure=False, pack=1
-        )
-    return x
 
 
 @triton.jit
@@ -123,7 +113,13 @@ def rms_norm(x, weight, SIZE: tl.constexpr, EPS: tl.constexpr):
 @triton.jit
 def silu(x):
     """x sigmoid(x)."""
-    return x * tl.sigmoid(x)
+    return x * sigmoid(x)
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)) to a few units in the last place."""
+    return reciprocal(1.0 + exp2(x * -1.4426950408889634))
 
 
 @triton.jit

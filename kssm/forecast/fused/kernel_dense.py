@@ -1,98 +1,110 @@
-"""Triton kernels for many rows: the products of a layer, which touch no state.
+"""Triton kernels for many rows: a layer's products, which touch no state.
 
-A program takes a tile of rows through one to three products whose results stay with it. Operands
-that come from another product go through scratch memory (the caches): as registers they would
-leave no room for the sums.
+A norm in front of a product moves behind it: its weight is part of the matrix, and its scale, one
+number a row, multiplies the sums. So every operand comes as it lies in memory. The residual stream
+lies there twice, in fp32 and, for products, as ``lean``: in KIND and LEAN times as large, which
+keeps large ones in fp16's range. ``squares`` [room, PARTS] are the sums of its squares.
 """
 
 import triton
 import triton.language as tl
 
-from kssm.forecast.fused.kernel_block import mlp_block, tile_of
+from kssm.forecast.fused.kernel_block import tile_of
 from kssm.forecast.fused.kernel_common import (
     finish_early,
     product,
-    rms_norm,
     scratch,
     silu,
-    vector,
     wait_for_inputs,
 )
+from kssm.forecast.fused.kernel_signal import LEAN
 
 
 @triton.jit
-def _project(
-    x, inner_ptr, w_out_ptr, tile,
-    DM: tl.constexpr, DI: tl.constexpr, BC: tl.constexpr, KIND: tl.constexpr,
-    STAGES: tl.constexpr,
+def _scale(
+    squares_ptr, tile, BLOCK: tl.constexpr, DM: tl.constexpr, EPS: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
-    """x [M, DM] plus the projection of the first DI columns of the tile's rows [M, 2 DI]."""
-    for block in tl.range(0, DI // BC, num_stages=STAGES):
-        mixed = tl.load(scratch(inner_ptr, tile, block * BC, x.shape[0], 2 * DI, BC))
-        x += product(mixed, tile_of(w_out_ptr + block * BC, 0, DM, DI, BC), KIND)
-    return x
+    """What the norm multiplies a row of ``lean`` with, [BLOCK, 1]."""
+    squares = tl.sum(tl.load(scratch(squares_ptr, tile, 0, BLOCK, PARTS, PARTS)), axis=1)
+    return tl.rsqrt(squares / DM + EPS * LEAN * LEAN)[:, None]
 
 
 @triton.jit
-def _normed(x, norm_ptr, place, DM: tl.constexpr, EPS: tl.constexpr, KIND: tl.constexpr):
-    """The norm of x [M, DM] as an operand, by way of ``place``."""
-    tl.store(place, rms_norm(x, vector(norm_ptr, x.shape[0], DM), DM, EPS).to(KIND))
-    tl.debug_barrier()
-    return tl.load(place)
-
-
-@triton.jit
-def _feed_forward(
-    x, normed, w_in_ptr, w_out_ptr,
-    DM: tl.constexpr, HIDDEN: tl.constexpr, KIND: tl.constexpr, BH: tl.constexpr,
-    STAGES: tl.constexpr,
+def normed_kernel(
+    lean_ptr, squares_ptr, w_ptr, out_ptr,
+    DM: tl.constexpr, N: tl.constexpr, EPS: tl.constexpr, PARTS: tl.constexpr,
+    KIND: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, STAGES: tl.constexpr, ACTIVE: tl.constexpr,
 ):  # fmt: skip
-    """x [M, DM] plus the feed-forward layer."""
-    for block in tl.range(0, HIDDEN // BH, num_stages=STAGES):
-        w_gate = tile_of(w_in_ptr, block * BH, BH, DM, DM)
-        w_value = tile_of(w_in_ptr, HIDDEN + block * BH, BH, DM, DM)
-        hidden = mlp_block(normed, w_gate, w_value, KIND)
-        x += product(hidden, tile_of(w_out_ptr + block * BH, 0, DM, HIDDEN, BH), KIND)
-    return x
+    """BN columns of the norm's product with ``w_ptr`` [N, DM]: ``out_ptr`` [room, N].
 
-
-@triton.jit
-def dense_kernel(
-    x_ptr, inner_ptr, normed_ptr, norm_ptr, w_out_ptr, w_mlp_in_ptr, w_mlp_out_ptr, next_norm_ptr,
-    w_next_ptr, next_ptr,
-    DM: tl.constexpr, DI: tl.constexpr, HIDDEN: tl.constexpr, NEXT: tl.constexpr,
-    EPS: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr,
-    BC: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
-    LAYER: tl.constexpr, ACTIVE: tl.constexpr, SPLITS: tl.constexpr,
-):  # fmt: skip
-    """BLOCK rows between two recurrences: from ``inner_ptr`` [room, 2 DI] to ``next_ptr``.
-
-    LAYER: the output projection and the feed-forward layer change ``x_ptr`` [room, DM] in place.
-    Then ``next_ptr`` [room, NEXT] is the product of its norm and the next matrix, through SiLU if
-    ACTIVE; SPLITS programs (one with LAYER) share out its columns. ``normed_ptr`` [SPLITS, room,
-    DM] is scratch memory.
+    ACTIVE: through SiLU.
     """
-    tile = tl.program_id(0) // SPLITS
-    split = tl.program_id(0) % SPLITS
-    room = tl.num_programs(0) // SPLITS * BLOCK
-    x_at = scratch(x_ptr, tile, 0, BLOCK, DM, DM)
-    normed_at = scratch(normed_ptr + split.to(tl.int64) * room * DM, tile, 0, BLOCK, DM, DM)
+    blocks: tl.constexpr = N // BN
+    block = tl.program_id(0) % blocks
+    tile = tl.program_id(0) // blocks
     wait_for_inputs(PDL)
     finish_early(PDL)
-    x = tl.load(x_at)
-    if LAYER:
-        x = _project(x, inner_ptr, w_out_ptr, tile, DM, DI, BC, KIND, STAGES)
-        normed = _normed(x, norm_ptr, normed_at, DM, EPS, KIND)
-        x = _feed_forward(x, normed, w_mlp_in_ptr, w_mlp_out_ptr, DM, HIDDEN, KIND, BH, STAGES)
-        tl.store(x_at, x)
-        tl.debug_barrier()
-    normed = _normed(x, next_norm_ptr, normed_at, DM, EPS, KIND)
-    count: tl.constexpr = NEXT // BN // SPLITS
-    for block in tl.range(split * count, (split + 1) * count, num_stages=STAGES):
-        out = product(normed, tile_of(w_next_ptr, block * BN, BN, DM, DM), KIND)
-        if ACTIVE:
-            out = silu(out)
-        tl.store(scratch(next_ptr, tile, block * BN, BLOCK, NEXT, BN), out.to(KIND))
+    total = tl.zeros([BLOCK, BN], tl.float32)
+    for k in tl.range(0, DM // BK, num_stages=STAGES):
+        x = tl.load(scratch(lean_ptr, tile, k * BK, BLOCK, DM, BK))
+        total += product(x, tile_of(w_ptr + k * BK, block * BN, BN, DM, BK), KIND)
+    total *= _scale(squares_ptr, tile, BLOCK, DM, EPS, PARTS)
+    if ACTIVE:
+        total = silu(total)
+    tl.store(scratch(out_ptr, tile, block * BN, BLOCK, N, BN), total.to(KIND))
+
+
+@triton.jit
+def gated_kernel(
+    lean_ptr, squares_ptr, w_ptr, out_ptr,
+    DM: tl.constexpr, N: tl.constexpr, EPS: tl.constexpr, PARTS: tl.constexpr,
+    KIND: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """As ``normed_kernel`` for ``w_ptr`` [2 N, DM]: the first half's SiLU times the second."""
+    blocks: tl.constexpr = N // BN
+    block = tl.program_id(0) % blocks
+    tile = tl.program_id(0) // blocks
+    wait_for_inputs(PDL)
+    finish_early(PDL)
+    gate = tl.zeros([BLOCK, BN], tl.float32)
+    value = tl.zeros([BLOCK, BN], tl.float32)
+    for k in tl.range(0, DM // BK, num_stages=STAGES):
+        x = tl.load(scratch(lean_ptr, tile, k * BK, BLOCK, DM, BK))
+        gate += product(x, tile_of(w_ptr + k * BK, block * BN, BN, DM, BK), KIND)
+        value += product(x, tile_of(w_ptr + k * BK, N + block * BN, BN, DM, BK), KIND)
+    scale = _scale(squares_ptr, tile, BLOCK, DM, EPS, PARTS)
+    hidden = silu(gate * scale) * (value * scale)
+    tl.store(scratch(out_ptr, tile, block * BN, BLOCK, N, BN), hidden.to(KIND))
+
+
+@triton.jit
+def residual_kernel(
+    input_ptr, w_ptr, x_ptr, lean_ptr, squares_ptr,
+    K: tl.constexpr, STRIDE: tl.constexpr, DM: tl.constexpr, KIND: tl.constexpr,
+    PDL: tl.constexpr, BLOCK: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """BN columns of the residual stream plus those of the product of ``w_ptr`` [DM, K] with the
+    first K numbers of the rows of ``input_ptr`` [room, STRIDE]."""
+    blocks: tl.constexpr = DM // BN
+    block = tl.program_id(0) % blocks
+    tile = tl.program_id(0) // blocks
+    place = scratch(x_ptr, tile, block * BN, BLOCK, DM, BN)
+    wait_for_inputs(PDL)
+    finish_early(PDL)
+    total = tl.zeros([BLOCK, BN], tl.float32)
+    for k in tl.range(0, K // BK, num_stages=STAGES):
+        part = tl.load(scratch(input_ptr, tile, k * BK, BLOCK, STRIDE, BK))
+        total += product(part, tile_of(w_ptr + k * BK, block * BN, BN, K, BK), KIND)
+    total += tl.load(place)
+    tl.store(place, total)
+    lean = total * LEAN
+    tl.store(scratch(lean_ptr, tile, block * BN, BLOCK, DM, BN), lean.to(KIND))
+    squares = tl.sum(lean * lean, axis=1)
+    tl.store(scratch(squares_ptr, tile, block, BLOCK, blocks, 1), squares[:, None])
 
 
 @triton.jit
@@ -104,7 +116,8 @@ def select_kernel(
 ):  # fmt: skip
     """alpha, omega, dt and B [room, COLUMNS] of BLOCK rows from their active tokens.
 
-    ``low_ptr`` [SPLITS, room, LOW] is scratch memory: SPLITS programs share out the columns.
+    ``low_ptr`` [SPLITS, room, LOW] is scratch memory: SPLITS programs share out the columns, each
+    has the low-rank part to itself.
     """
     tile = tl.program_id(0) // SPLITS
     split = tl.program_id(0) % SPLITS

@@ -12,58 +12,47 @@ from torch import Tensor
 from kssm.forecast import scaler
 from kssm.forecast.fused.kernel_call import KINDS, LARGEST, Call, front
 from kssm.forecast.fused.kernel_head import head_kernel, hidden_kernel
+from kssm.forecast.fused.kernel_launch_many import step_many
 from kssm.forecast.fused.kernel_split import filter_kernel, mlp_kernel, recur_kernel
-from kssm.forecast.fused.kernel_whole import layers_kernel
 from kssm.forecast.fused.weights import LEAST, Weights, divisor
 
 _FEW_ROWS = 2048
-"""Up to so many rows a launch for each phase, beyond it all layers in one."""
+"""Up to so many rows each phase of a layer is one kernel, products included."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a step of some rows is cut into programs.
+    """How a step of few rows is cut into programs.
 
     Attributes:
-        whole: a program takes its rows through all layers (many rows); else each phase of a
-            layer is a launch of its own (few rows).
         tile: rows a program.
-        channels, hidden: channels and feed-forward units a program (an iteration, if ``whole``).
+        channels, hidden: channels and feed-forward units a program.
         head_hidden, horizons: units and horizons a program of the head.
-        warps: of the phases (of the one kernel, if ``whole``).
-        recur: rows that ``whole`` takes through the recurrence at a time.
-        stages: depth of the prefetch of weights in ``whole``'s loops.
-        prefetch: whether ``whole`` asks for states ahead of need.
+        warps: of every program.
     """
 
-    whole: bool
     tile: int
     channels: int
     hidden: int
     head_hidden: int = 32
     horizons: int = 4
     warps: int = 8
-    recur: int = 16
-    stages: int = 2
-    prefetch: bool = True
 
 
 def plan_for(rows: int, weights: Weights) -> Plan:
     """The cut that measured best for so many rows (fp32 products take half as much at a time)."""
     sizes = weights.sizes
     narrow = weights.kind == torch.float32
-    few = rows <= _FEW_ROWS
-    wide = LEAST if narrow else 64 if few else 32
-    tile = LEAST if rows <= 256 else 32
+    tile = 1 if rows == 1 else LEAST if rows <= 256 else 32
+    wide = LEAST if narrow else 32 if tile == 1 else 64
+    horizons = 2 if narrow or tile == 1 else 4 if tile == LEAST else 8
     return Plan(
-        whole=not few,
         tile=tile,
         channels=min(sizes.group, wide),
         hidden=divisor(sizes.d_mlp, wide),
-        head_hidden=LEAST if narrow else 64,
-        horizons=divisor(sizes.horizon, 2 if narrow else 4 if tile == LEAST else 8),
-        warps=8 if few or narrow else 4,
-        stages=1 if narrow else 2,
+        head_hidden=LEAST if narrow else wide,
+        horizons=divisor(sizes.horizon, horizons),
+        warps=4 if tile == 1 else 8,
     )
 
 
@@ -90,19 +79,15 @@ class Scratch(NamedTuple):
         def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=weights.embed.device)
 
-        groups = 0 if plan.whole else sizes.d_inner // sizes.group
-        blocks = 0 if plan.whole else sizes.d_mlp // plan.hidden
-        low_parts = 1 if plan.whole else sizes.d_inner // plan.channels
-        low_kind = kind if plan.whole else torch.float32
         return cls(
             x=room(rows, sizes.d_model),
-            x_next=room(0 if plan.whole else rows, sizes.d_model),
+            x_next=room(rows, sizes.d_model),
             after=room(rows, len(scaler.FIELDS), dtype=torch.float64),
-            low=room(low_parts, rows, sizes.low, dtype=low_kind),
+            low=room(sizes.d_inner // plan.channels, rows, sizes.low),
             act=room(rows, sizes.d_inner, dtype=kind),
             gate=room(rows, sizes.d_inner, dtype=kind),
-            recur_parts=room(groups, rows, sizes.d_model),
-            mlp_parts=room(blocks, rows, sizes.d_model),
+            recur_parts=room(sizes.d_inner // sizes.group, rows, sizes.d_model),
+            mlp_parts=room(sizes.d_mlp // plan.hidden, rows, sizes.d_model),
             hidden=room(rows, sizes.head_hidden, dtype=kind),
         )
 
@@ -111,17 +96,19 @@ def step(
     weights: Weights, values: Tensor, slots: Tensor, dt: Tensor | None, table: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One step of rows [N]: (tail [N], healthy [N])."""
-    rows = len(values)
-    plan = plan_for(rows, weights)
     call = Call(
         values=values.contiguous(),
         dt=torch.ones_like(values) if dt is None else dt.double().contiguous(),
         slots=slots.contiguous(),
         table=table,
         tail=torch.empty_like(values),
-        healthy=torch.empty(rows, dtype=torch.bool, device=values.device),
+        healthy=torch.empty(len(values), dtype=torch.bool, device=values.device),
     )
-    launch(weights, plan, Scratch.allocate(rows, weights, plan), call, pdl=True)
+    if len(values) <= _FEW_ROWS:
+        plan = plan_for(len(values), weights)
+        launch(weights, plan, Scratch.allocate(len(values), weights, plan), call, pdl=True)
+    else:
+        step_many(weights, call)
     return call.tail, call.healthy
 
 
@@ -131,43 +118,24 @@ def launch(weights: Weights, plan: Plan, scratch: Scratch, call: Call, pdl: bool
     ``pdl``: start every kernel while the one before it ends (programmatic dependent launch).
     """
     front(weights, scratch.x, scratch.after, call, pdl)
-    options: dict[str, Any] = {"KIND": KINDS[weights.kind], "PDL": pdl, "EPS": weights.sizes.eps}
+    options: dict[str, Any] = {"KIND": KINDS[weights.kind], "PDL": pdl}
     if pdl:
         options["launch_pdl"] = True
-    if plan.whole:
-        _whole(weights, plan, scratch, call, options)
-        _head(weights, plan, scratch, call, options, scratch.x, 0)
-    else:
-        parts = _split(weights, plan, scratch, call, options)
-        _head(weights, plan, scratch, call, options, scratch.x_next, parts)
+    _layers(weights, plan, scratch, call, options)
+    _head(weights, plan, scratch, call, options)
 
 
-def _whole(
+def _layers(
     weights: Weights, plan: Plan, scratch: Scratch, call: Call, options: dict[str, Any]
 ) -> None:
-    sizes, rows = weights.sizes, len(call.values)
-    layers_kernel[(triton.cdiv(rows, plan.tile),)](
-        scratch.x, call.slots, call.dt, call.table, weights.norms, weights.channels,
-        weights.w_in, weights.w_select, weights.w_up, weights.w_out, weights.w_mlp_in,
-        weights.w_mlp_out, scratch.act, scratch.gate, scratch.low, rows, sizes.layers,
-        DM=sizes.d_model, DI=sizes.d_inner, LOW=sizes.low, RANK=sizes.rank, WIDTH=sizes.group,
-        HIDDEN=sizes.d_mlp, TAPS=sizes.taps, BLOCK=plan.tile, BC=plan.channels,
-        BH=plan.hidden, RECUR=plan.recur, STAGES=plan.stages, PREFETCH=plan.prefetch,
-        num_warps=plan.warps,
-        **options,
-    )  # fmt: skip
-
-
-def _split(
-    weights: Weights, plan: Plan, scratch: Scratch, call: Call, options: dict[str, Any]
-) -> int:
-    """Returns how many partial sums ``mlp_parts`` holds beside ``x_next``."""
+    """Leaves the residual stream in ``x_next`` and the partial sums of ``mlp_parts``."""
     sizes, rows = weights.sizes, len(call.values)
     room = len(scratch.x)
     tiles = triton.cdiv(rows, plan.tile)
     blocks, groups = sizes.d_inner // plan.channels, sizes.d_inner // sizes.group
     hidden = sizes.d_mlp // plan.hidden
     shared = {"DM": sizes.d_model, "BLOCK": plan.tile, "num_warps": plan.warps, **options}
+    normed = shared | {"EPS": sizes.eps}
     inner = {"DI": sizes.d_inner, "LOW": sizes.low, "TAPS": sizes.taps}
     for layer in range(sizes.layers):
         first = layer == 0
@@ -175,46 +143,39 @@ def _split(
             scratch.x if first else scratch.x_next, scratch.mlp_parts, scratch.x, call.slots,
             call.table, weights.norms[layer, 0], weights.w_in[layer], weights.w_select[layer],
             weights.channels[layer], scratch.act, scratch.gate, scratch.low, rows, room, layer,
-            PARTS=0 if first else hidden, BC=plan.channels, **inner, **shared,
+            PARTS=0 if first else hidden, BC=plan.channels, **inner, **normed,
         )  # fmt: skip
         recur_kernel[(tiles * groups,)](
             scratch.low, scratch.act, scratch.gate, call.slots, call.dt, call.table,
             weights.w_up[layer], weights.w_out[layer], weights.channels[layer],
             scratch.recur_parts, rows, room, layer,
-            RANK=sizes.rank, WIDTH=sizes.group, LOW_PARTS=blocks, **inner,
-            **(shared | {"EPS": sizes.group_eps}),
+            RANK=sizes.rank, WIDTH=sizes.group, LOW_PARTS=blocks, EPS=sizes.group_eps, **inner,
+            **shared,
         )  # fmt: skip
         mlp_kernel[(tiles * hidden,)](
             scratch.x, scratch.recur_parts, scratch.x_next, weights.norms[layer, 1],
             weights.w_mlp_in[layer], weights.w_mlp_out[layer], scratch.mlp_parts, room,
-            HIDDEN=sizes.d_mlp, PARTS=groups, BH=plan.hidden, **shared,
+            HIDDEN=sizes.d_mlp, PARTS=groups, BH=plan.hidden, **normed,
         )  # fmt: skip
-    return hidden
 
 
 def _head(
-    weights: Weights,
-    plan: Plan,
-    scratch: Scratch,
-    call: Call,
-    options: dict[str, Any],
-    x: Tensor,
-    parts: int,
+    weights: Weights, plan: Plan, scratch: Scratch, call: Call, options: dict[str, Any]
 ) -> None:
     sizes, rows = weights.sizes, len(call.values)
     tiles = triton.cdiv(rows, plan.tile)
     block = min(plan.head_hidden, sizes.head_hidden)
     hidden_kernel[(tiles * (sizes.head_hidden // block),)](
-        x, scratch.mlp_parts, weights.final_norm, weights.w_hidden, scratch.hidden, len(scratch.x),
-        DM=sizes.d_model, HIDDEN=sizes.head_hidden, PARTS=parts, BLOCK=plan.tile, BH=block,
-        num_warps=plan.warps, **options,
+        scratch.x_next, scratch.mlp_parts, weights.final_norm, weights.w_hidden, scratch.hidden,
+        len(scratch.x),
+        DM=sizes.d_model, HIDDEN=sizes.head_hidden, PARTS=len(scratch.mlp_parts), EPS=sizes.eps,
+        BLOCK=plan.tile, BH=block, num_warps=plan.warps, **options,
     )  # fmt: skip
-    del options["EPS"]
     head_kernel[(tiles * (sizes.horizon // plan.horizons),)](
         scratch.hidden, scratch.after, call.slots, call.table, weights.w_head, weights.head_bias,
         call.healthy, rows,
         HIDDEN=sizes.head_hidden, HORIZON=sizes.horizon, LARGEST=LARGEST[weights.kind],
-        BLOCK=plan.tile, AHEAD=plan.horizons, STAGES=plan.stages,
+        BLOCK=plan.tile, AHEAD=plan.horizons, STAGES=1 if weights.kind == torch.float32 else 2,
         STEP=sizes.head_hidden if plan.tile <= LEAST else min(128, sizes.head_hidden),
         num_warps=plan.warps, **options,
     )  # fmt: skip

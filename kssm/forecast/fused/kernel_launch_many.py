@@ -15,10 +15,21 @@ from torch import Tensor
 
 from kssm.forecast import scaler
 from kssm.forecast.fused.kernel_call import KINDS, LARGEST, Call, front
-from kssm.forecast.fused.kernel_dense import dense_kernel, select_kernel
-from kssm.forecast.fused.kernel_head import heads_kernel
+from kssm.forecast.fused.kernel_dense import (
+    gated_kernel,
+    normed_kernel,
+    residual_kernel,
+    select_kernel,
+)
+from kssm.forecast.fused.kernel_head import quantiles_kernel, raw_kernel
 from kssm.forecast.fused.kernel_stream import state_kernel, window_kernel
 from kssm.forecast.fused.weights import Weights, divisor
+
+OUTPUTS = 10
+"""Of the head, for each horizon."""
+
+_SOME_ROWS = 16384
+"""Up to so many rows smaller tiles keep the whole GPU busy."""
 
 
 @dataclass(frozen=True)
@@ -27,63 +38,100 @@ class ManyPlan:
 
     Attributes:
         chunk, lanes: rows that go through all layers together; chunks at a time.
-        tile, warps, hidden, next_columns, stages: rows a program of the products, its warps, the
-            columns it takes at a time of the feed-forward and the next layer, weights' prefetch.
-        select_tile, select_warps: likewise of the selection.
+        tile, columns, warps: rows and columns a program of most products, its warps.
+        sum_tile, sum_columns, sum_warps: likewise of those that add to the residual stream.
+        deep, stages: numbers of a row that a product takes at a time; prefetch of the next ones.
+        select_tile, select_warps, splits: rows a program of the selection, its warps, and programs
+            that share its columns (a divisor of three times the groups).
         rows, row_warps: rows a program that streams states, its warps.
-        head_tile, horizons, head_warps: rows and horizons a program of the head, its warps.
+        head_rows, horizons: rows and horizons a program that writes forecasts.
     """
 
-    chunk: int = 8192
+    chunk: int = 65536
     lanes: int = 1
     tile: int = 128
+    columns: int = 128
     warps: int = 8
-    hidden: int = 32
-    next_columns: int = 64
-    stages: int = 2
+    sum_tile: int = 128
+    sum_columns: int = 128
+    sum_warps: int = 8
+    deep: int = 64
+    stages: int = 3
     select_tile: int = 128
     select_warps: int = 8
+    splits: int = 1
     rows: int = 8
     row_warps: int = 4
-    head_tile: int = 64
-    horizons: int = 32
-    head_warps: int = 8
+    head_rows: int = 4
+    horizons: int = 64
 
     @property
     def room(self) -> int:
         """Scratch memory has room for whole tiles of every kind."""
-        return max(self.tile, self.select_tile, self.rows, self.head_tile, 16)
+        return max(self.tile, self.sum_tile, self.select_tile, self.rows, self.head_rows, 16)
 
 
 class Between(NamedTuple):
     """What lies between the kernels of a chunk."""
 
     x: Tensor
+    lean: Tensor
+    squares: Tensor
     after: Tensor
     inner: Tensor
-    normed: Tensor
     low: Tensor
     selection: Tensor
+    mixed: Tensor
     hidden: Tensor
+    raw: Tensor
 
     @classmethod
     def allocate(cls, rows: int, weights: Weights, plan: ManyPlan) -> Between:
         """Uninitialised memory on the weights' device."""
         sizes, kind = weights.sizes, weights.kind
         rows = triton.cdiv(rows, plan.room) * plan.room
+        parts = sizes.d_model // divisor(sizes.d_model, plan.sum_columns)
 
         def room(columns: int, dtype: torch.dtype = kind) -> Tensor:
             return torch.empty(rows, columns, dtype=dtype, device=weights.embed.device)
 
         return cls(
             x=room(sizes.d_model, torch.float32),
+            lean=room(sizes.d_model),
+            squares=room(parts, torch.float32),
             after=room(len(scaler.FIELDS), torch.float64),
             inner=room(2 * sizes.d_inner),
-            normed=room(sizes.d_model),
-            low=room(sizes.low),
+            low=room(plan.splits * sizes.low),
             selection=room(sizes.selection),
+            mixed=room(sizes.d_mlp),
             hidden=room(sizes.head_hidden),
+            raw=room(OUTPUTS * sizes.horizon, torch.float32),
         )
+
+
+def plan_many(rows: int, weights: Weights) -> ManyPlan:
+    """The cut that measured best for so many rows (fp32 products take half as much at a time)."""
+    if weights.kind == torch.float32:
+        return ManyPlan(
+            tile=64, columns=64, warps=4, sum_tile=64, sum_columns=64, sum_warps=4, deep=32,
+            stages=2, select_tile=32, select_warps=4,
+        )  # fmt: skip
+    if rows <= _SOME_ROWS:
+        return ManyPlan(
+            tile=64, columns=64, warps=4, sum_tile=64, sum_columns=64, sum_warps=4,
+            select_tile=64, select_warps=4, splits=3,
+        )  # fmt: skip
+    return ManyPlan()
+
+
+def step_many(weights: Weights, call: Call) -> None:
+    """Queue the whole step of ``call`` on the current stream."""
+    rows = len(call.values)
+    plan = plan_many(rows, weights)
+    lanes = min(plan.lanes, triton.cdiv(rows, plan.chunk))
+    room = min(rows, plan.chunk)
+    between = [Between.allocate(room, weights, plan) for _ in range(lanes)]
+    launch_many(weights, plan, between, call, pdl=True)
 
 
 def launch_many(
@@ -109,19 +157,90 @@ def launch_many(
 
 
 def _chunk(weights: Weights, plan: ManyPlan, between: Between, call: Call, pdl: bool) -> None:
-    sizes, options = weights.sizes, _options(weights, pdl)
-    front(weights, between.x, between.after, call, pdl)
-    _dense(weights, plan, between, call, options, None)
-    for layer in range(sizes.layers):
+    lean = (between.lean, between.squares)
+    front(weights, between.x, between.after, call, pdl, lean)
+    for layer in range(weights.sizes.layers):
+        _normed(weights, plan, between, call, pdl, weights.normed_in[layer], between.inner)
         _stream(weights, plan, between, call, layer, pdl)
-        _dense(weights, plan, between, call, options, layer)
-    rows = len(call.values)
-    horizons = divisor(sizes.horizon, plan.horizons)
-    heads_kernel[(triton.cdiv(rows, plan.head_tile) * (sizes.horizon // horizons),)](
-        between.hidden, between.after, call.slots, call.table, weights.w_head, weights.head_bias,
-        call.healthy, rows,
+        _add(weights, plan, between, call, pdl, between.inner, weights.w_out[layer])
+        _gated(weights, plan, between, call, layer, pdl)
+        _add(weights, plan, between, call, pdl, between.mixed, weights.w_mlp_out[layer])
+    _normed(weights, plan, between, call, pdl, weights.normed_hidden, between.hidden)
+    _head(weights, plan, between, call, pdl)
+
+
+def _normed(
+    weights: Weights,
+    plan: ManyPlan,
+    between: Between,
+    call: Call,
+    pdl: bool,
+    matrix: Tensor,
+    out: Tensor,
+) -> None:
+    """The product of the residual stream's norm with ``matrix``; through SiLU for the head."""
+    sizes, columns = weights.sizes, out.shape[1]
+    block = divisor(columns, plan.columns)
+    normed_kernel[(triton.cdiv(len(call.values), plan.tile) * (columns // block),)](
+        between.lean, between.squares, matrix, out,
+        DM=sizes.d_model, N=columns, EPS=sizes.eps, PARTS=between.squares.shape[1],
+        BLOCK=plan.tile, BN=block, BK=divisor(sizes.d_model, plan.deep), STAGES=plan.stages,
+        ACTIVE=out is between.hidden, num_warps=plan.warps, **_options(weights, pdl),
+    )  # fmt: skip
+
+
+def _gated(
+    weights: Weights, plan: ManyPlan, between: Between, call: Call, layer: int, pdl: bool
+) -> None:
+    """The feed-forward layer's hidden units."""
+    sizes = weights.sizes
+    block = divisor(sizes.d_mlp, plan.columns // 2)
+    gated_kernel[(triton.cdiv(len(call.values), plan.tile) * (sizes.d_mlp // block),)](
+        between.lean, between.squares, weights.normed_mlp_in[layer], between.mixed,
+        DM=sizes.d_model, N=sizes.d_mlp, EPS=sizes.eps, PARTS=between.squares.shape[1],
+        BLOCK=plan.tile, BN=block, BK=divisor(sizes.d_model, plan.deep), STAGES=plan.stages,
+        num_warps=plan.warps, **_options(weights, pdl),
+    )  # fmt: skip
+
+
+def _add(
+    weights: Weights,
+    plan: ManyPlan,
+    between: Between,
+    call: Call,
+    pdl: bool,
+    inputs: Tensor,
+    matrix: Tensor,
+) -> None:
+    """The product of ``inputs`` with ``matrix``, added to the residual stream."""
+    sizes, deep = weights.sizes, matrix.shape[1]
+    block = divisor(sizes.d_model, plan.sum_columns)
+    tiles = triton.cdiv(len(call.values), plan.sum_tile)
+    residual_kernel[(tiles * (sizes.d_model // block),)](
+        inputs, matrix, between.x, between.lean, between.squares,
+        K=deep, STRIDE=inputs.shape[1], DM=sizes.d_model, BLOCK=plan.sum_tile, BN=block,
+        BK=divisor(deep, plan.deep), STAGES=plan.stages, num_warps=plan.sum_warps,
+        **_options(weights, pdl),
+    )  # fmt: skip
+
+
+def _head(weights: Weights, plan: ManyPlan, between: Between, call: Call, pdl: bool) -> None:
+    sizes, rows = weights.sizes, len(call.values)
+    columns = OUTPUTS * sizes.horizon
+    block = divisor(columns, plan.columns)
+    raw_kernel[(triton.cdiv(rows, plan.tile) * (columns // block),)](
+        between.hidden, weights.w_head, weights.head_bias, between.raw,
+        HIDDEN=sizes.head_hidden, HORIZON=sizes.horizon, BLOCK=plan.tile, BN=block,
+        BK=divisor(sizes.head_hidden, plan.deep), STAGES=plan.stages, num_warps=plan.warps,
+        **_options(weights, pdl),
+    )  # fmt: skip
+    options = _options(weights, pdl)
+    del options["KIND"]
+    ahead = divisor(sizes.horizon, plan.horizons)
+    quantiles_kernel[(triton.cdiv(rows, plan.head_rows) * (sizes.horizon // ahead),)](
+        between.hidden, between.raw, between.after, call.slots, call.table, call.healthy, rows,
         HIDDEN=sizes.head_hidden, HORIZON=sizes.horizon, LARGEST=LARGEST[weights.kind],
-        BLOCK=plan.head_tile, AHEAD=horizons, num_warps=plan.head_warps, **options,
+        BLOCK=plan.head_rows, AHEAD=ahead, num_warps=4, **options,
     )  # fmt: skip
 
 
@@ -131,12 +250,12 @@ def _stream(
     """Convolution, selection and recurrence of a layer."""
     sizes = weights.sizes
     move_windows(weights, plan, between, call, layer, pdl)
-    select_kernel[(triton.cdiv(len(call.values), plan.select_tile),)](
+    select_kernel[(triton.cdiv(len(call.values), plan.select_tile) * plan.splits,)](
         between.inner, between.low, between.selection, weights.w_select[layer],
         weights.w_up[layer],
         DI=sizes.d_inner, LOW=sizes.low, RANK=sizes.rank, REST=sizes.rest,
         COLUMNS=sizes.selection, WIDTH=sizes.group, BLOCK=plan.select_tile, STAGES=plan.stages,
-        SPLITS=1, num_warps=plan.select_warps, **_options(weights, pdl),
+        SPLITS=plan.splits, num_warps=plan.select_warps, **_options(weights, pdl),
     )  # fmt: skip
     move_states(weights, plan, between, call, layer, pdl)
 
@@ -173,32 +292,3 @@ def _tiles(weights: Weights, plan: ManyPlan, call: Call) -> tuple[int]:
 
 def _options(weights: Weights, pdl: bool) -> dict[str, Any]:
     return {"KIND": KINDS[weights.kind], "PDL": pdl, **({"launch_pdl": True} if pdl else {})}
-
-
-def _dense(
-    weights: Weights,
-    plan: ManyPlan,
-    between: Between,
-    call: Call,
-    options: dict[str, Any],
-    layer: int | None,
-) -> None:
-    """From a layer's recurrence (None: from the embedding) to the next one, or to the head."""
-    sizes = weights.sizes
-    current, following = (0, 0) if layer is None else (layer, layer + 1)
-    last = following == sizes.layers
-    norm = weights.final_norm if last else weights.norms[following, 0]
-    matrix = weights.w_hidden if last else weights.w_in[following]
-    into = between.hidden if last else between.inner
-    columns = into.shape[1]
-    block = divisor(columns, plan.next_columns)
-    tiles = triton.cdiv(len(call.values), plan.tile)
-    dense_kernel[(tiles,)](
-        between.x, between.inner, between.normed, weights.norms[current, 1],
-        weights.w_out[current], weights.w_mlp_in[current], weights.w_mlp_out[current], norm,
-        matrix, into,
-        DM=sizes.d_model, DI=sizes.d_inner, HIDDEN=sizes.d_mlp, NEXT=columns, EPS=sizes.eps,
-        BLOCK=plan.tile, BC=sizes.group, BH=divisor(sizes.d_mlp, plan.hidden), BN=block,
-        STAGES=plan.stages, LAYER=layer is not None, ACTIVE=last, SPLITS=1,
-        num_warps=plan.warps, **options,
-    )  # fmt: skip

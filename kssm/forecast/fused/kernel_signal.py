@@ -18,6 +18,9 @@ from kssm.forecast.fused.kernel_common import (
 )
 from kssm.ops.scaler_scan.kernel import advance
 
+LEAN = tl.constexpr(0.125)
+"""What the residual stream is multiplied with where it is kept for products."""
+
 
 @triton.jit
 def _asinh_argument(x):
@@ -134,6 +137,8 @@ def front_kernel(
     embed_ptr,  # [16, DM], from row 9 on zeros
     bias_ptr,  # [DM]
     x_ptr,  # [room, DM]: embedded samples
+    lean_ptr,  # [room, DM] or None: those times LEAN, in its own dtype
+    squares_ptr,  # [room, PARTS] or None: their sums of squares, in the first column
     after_ptr,  # [room, 7] float64: statistics after the sample
     tail_ptr,  # [rows] float64
     rows,
@@ -145,6 +150,7 @@ def front_kernel(
     WARM_UP: tl.constexpr,
     MAX_ABSOLUTE: tl.constexpr,
     SCORED: tl.constexpr,
+    PARTS: tl.constexpr,
     PDL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -172,6 +178,13 @@ def front_kernel(
     features, z = _features(x, dt, seen, before, after, MEMORY)
     hidden = tl.dot(features.to(tl.float32), embed, input_precision="ieee") + bias[None, :]
     tl.store(scratch(x_ptr, tile, 0, BLOCK, DM, DM), hidden)
+    if lean_ptr is not None:
+        lean = hidden * LEAN
+        kept = lean.to(lean_ptr.dtype.element_ty)
+        tl.store(scratch(lean_ptr, tile, 0, BLOCK, DM, DM), kept)
+        part = tl.arange(0, PARTS)[None, :]
+        squares = tl.where(part == 0, tl.sum(lean * lean, axis=1)[:, None], 0.0)
+        tl.store(scratch(squares_ptr, tile, 0, BLOCK, PARTS, PARTS), squares)
     ahead = tl.minimum(tl.maximum(_round(dt), 1.0), SCORED).to(tl.int64) - 1
     tail = _tail(forecast + (slot * HORIZON + ahead) * 9, z, live)
     scored = live & seen & (before[0] >= WARM_UP)

@@ -111,6 +111,7 @@ class Weights:
         w_in, w_select, w_up, w_out, w_mlp_in, w_mlp_out: [L, outputs, inputs].
         w_hidden, w_head, head_bias: [HIDDEN, DM], [HORIZON, 16, HIDDEN] (ten outputs, then zeros),
             [HORIZON, 16].
+        normed_in, normed_mlp_in, normed_hidden: the matrices that follow a norm, times its weight.
     """
 
     sizes: Sizes
@@ -129,6 +130,9 @@ class Weights:
     w_hidden: Tensor
     w_head: Tensor
     head_bias: Tensor
+    normed_in: Tensor
+    normed_mlp_in: Tensor
+    normed_hidden: Tensor
 
     @classmethod
     @torch.no_grad()
@@ -149,23 +153,30 @@ class Weights:
         by_horizon = F.pad(by_horizon.to(kind), (0, more_hidden, 0, LEAST - outputs))
         embed = F.pad(model.embed.weight.t(), (0, beside, 0, LEAST - scaler.FEATURES))
         bias = head.bias.unflatten(0, (sizes.horizon, outputs))
+        norms = torch.stack([_norms(block, sizes) for block in blocks])
+        final_norm = _norm(cast("RMSNorm", model.backbone.norm), sizes)
+        w_in = stack((block.in_proj.weight for block in blocks), columns=beside)
+        w_mlp_in = stack((mlp.up.weight for mlp in mlps), columns=beside)
         return cls(
             sizes=sizes,
             kind=kind,
             embed=_vector(embed),
             embed_bias=_vector(F.pad(model.embed.bias, (0, beside))),
-            norms=torch.stack([_norms(block, sizes) for block in blocks]),
-            final_norm=_norm(cast("RMSNorm", model.backbone.norm), sizes),
+            norms=norms,
+            final_norm=final_norm,
             channels=torch.stack([_channels(block) for block in blocks]),
-            w_in=stack((block.in_proj.weight for block in blocks), columns=beside),
+            w_in=w_in,
             w_select=stack(_selection(block, sizes) for block in blocks),
             w_up=stack(_ups(block, sizes.rank) for block in blocks),
             w_out=stack((block.out_proj.weight for block in blocks), rows=beside),
-            w_mlp_in=stack((mlp.up.weight for mlp in mlps), columns=beside),
+            w_mlp_in=w_mlp_in,
             w_mlp_out=stack((mlp.down.weight for mlp in mlps), rows=beside),
             w_hidden=hidden.contiguous(),
             w_head=by_horizon.contiguous(),
             head_bias=_vector(F.pad(bias, (0, LEAST - outputs))),
+            normed_in=(w_in * norms[:, :1]).to(kind),
+            normed_mlp_in=(w_mlp_in * norms[:, 1:]).to(kind),
+            normed_hidden=(hidden * final_norm).to(kind),
         )
 
 
