@@ -19,6 +19,8 @@ from kssm.ops.kssm_scan import ScanParameters, kssm_scan
 
 NAMES = ("alpha", "omega", "dt", "x", "b_re", "b_im", *ScanParameters._fields, "initial_state")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LAYOUTS = {"one row": 1, "three rows": 3, "packed": 5}
+"""Sequences in a problem; rows have an odd number of tokens, packed ones differ in length."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,24 +31,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokens = options.tokens or (65_536 if device.type == "cuda" else 1024)
-    rows = [errors(name, 1, tokens, 128, device) for name in DTYPES]
-    print(table(rows))
+    rows = [errors(name, layout, tokens, 128, device) for layout in LAYOUTS for name in DTYPES]
+    print(
+        table([{k: f"{v:.0e}" if isinstance(v, float) else v for k, v in r.items()} for r in rows])
+    )
     finish("ops_accuracy", device, rows, save=options.save)
 
 
-def errors(name: str, batch: int, tokens: int, channels: int, device: torch.device) -> Row:
-    """The errors for one dtype, by what they are of."""
-    inputs = draw(batch, tokens, channels, DTYPES[name], device)
-    exact = gradients([t.double() for t in inputs])
-    found = gradients(inputs)
-    row: Row = {"dtype": name, "tokens": tokens, "channels": channels}
+def errors(name: str, layout: str, tokens: int, channels: int, device: torch.device) -> Row:
+    """The errors for one dtype, by what they are of; ``tokens`` in all sequences together."""
+    sequences = LAYOUTS[layout]
+    offsets, rows, length = None, sequences, tokens
+    if layout == "packed":
+        rows, offsets = 1, split(tokens, sequences).to(device)
+    elif sequences > 1:
+        length = tokens // sequences // 2 * 2 + 1
+    inputs = draw(rows, length, sequences, channels, DTYPES[name], device)
+    exact = gradients([t.double() for t in inputs], offsets)
+    found = gradients(inputs, offsets)
+    row: Row = {"dtype": name, "layout": layout, "tokens": length, "channels": channels}
     for key, value in exact.items():
         row[key] = worst(found[key], value)
     return row
 
 
+def split(tokens: int, sequences: int) -> Tensor:
+    """Where sequences of very different lengths begin, and the end of the last."""
+    ends = [tokens * k * k // sequences**2 + k % 2 for k in range(1, sequences)]
+    return torch.tensor([0, *ends, tokens])
+
+
 def draw(
-    batch: int, tokens: int, channels: int, dtype: torch.dtype, device: torch.device
+    batch: int,
+    tokens: int,
+    sequences: int,
+    channels: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> list[Tensor]:
     """Inputs, parameters, state and the loss's two weights; decays from 1e-4 to 1 a step."""
     generator = torch.Generator().manual_seed(0)
@@ -66,18 +87,23 @@ def draw(
         normal(channels),
         normal(channels),
     ]
-    state = [normal(batch, channels, 2)]
-    weights = [normal(batch, tokens, channels), normal(batch, channels, 2)]
+    state = [normal(sequences, channels, 2)]
+    weights = [normal(batch, tokens, channels), normal(sequences, channels, 2)]
     narrow = [t.to(device, dtype) for t in (*streams, *shared)]
     return [*narrow, *(t.to(device) for t in (*parameters, *state, *weights))]
 
 
-def gradients(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+def gradients(tensors: Sequence[Tensor], offsets: Tensor | None) -> dict[str, Tensor]:
     """y, the last state and all gradients of a weighted sum of both."""
     leaves = [t.detach().requires_grad_() for t in tensors[:13]]
     alpha, omega, dt, x, b_re, b_im, *rest = leaves
     parameters = ScanParameters(*rest[:6])
-    y, final = kssm_scan(alpha, omega, dt, x, b_re, b_im, parameters, initial_state=rest[6])
+    y, final = kssm_scan(
+        *(alpha, omega, dt, x, b_re, b_im),
+        parameters,
+        initial_state=rest[6],
+        cu_seqlens=offsets,
+    )
     loss = (y.to(tensors[13].dtype) * tensors[13]).sum() + (final * tensors[14]).sum()
     found = torch.autograd.grad(loss, leaves)
     return {"y": y.detach(), "final": final.detach()} | dict(zip(NAMES, found, strict=True))

@@ -25,8 +25,8 @@ from benchmarks.peers_scan import Case
 from benchmarks.report import Row, finish, table
 from kssm.ops.kssm_scan import ScanParameters
 from kssm.ops.kssm_scan.kernel import scan_triton
-from kssm.ops.kssm_scan.kernel_choice import BACKWARD_NAME, FORWARD_NAME, encode
-from kssm.ops.kssm_scan.kernel_cut import TileTuning, Tuning
+from kssm.ops.kssm_scan.kernel_choice import BACKWARD_NAME, FORWARD_NAME, AnyTuning, encode
+from kssm.ops.kssm_scan.kernel_cut import RingTuning, TileTuning, Tuning
 from kssm.ops.tuning import ShapeClass, save, user_file
 
 SHAPES = (
@@ -37,27 +37,18 @@ SHAPES = (
     (1, 4096, 1024),
 )
 ALWAYS_CUT = 10**6
-WALKS = (
-    Tuning(block_d=512, warps=8, ahead=4, enough=0),
-    Tuning(block_d=64, ahead=6, enough=0),
-    Tuning(block_d=256, warps=8, ahead=3, enough=0),
-    Tuning(block_d=32, ahead=3, enough=0),
+WALKS = (Tuning(block_d=64, ahead=4, enough=0), Tuning(block_d=512, warps=8, ahead=4, enough=0))
+RINGS = (RingTuning(3), RingTuning(4), RingTuning(6))
+TILES = tuple(
+    TileTuning(4, run, unroll, resident, every)
+    for run, unroll, resident in ((24, 4, 4), (32, 4, 3), (16, 4, 6))
+    for every in (1, 4, 8)
 )
-TILES = (
-    TileTuning(4, 16, registers=168),
-    TileTuning(4, 8),
-    TileTuning(2, 16, block_d=128, registers=168),
-    TileTuning(4, 8, block_d=128),
-)
-BACK = (
-    Tuning(block_d=512, warps=8, enough=0),
-    Tuning(block_d=64, enough=0),
-    Tuning(block_d=32, enough=0),
-)
+BACK = (Tuning(block_d=512, warps=8, enough=0), Tuning(block_d=64, enough=0))
 FEW = 16_384
 """Rows times channels up to which walks are cut in time too, and not left whole."""
 
-Pair = tuple[Tuning | TileTuning, Tuning]
+Pair = tuple[AnyTuning, Tuning]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,11 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finish("ops_tune", device, rows, save=options.save)
 
 
-def candidates(case: Case) -> tuple[list[Tuning | TileTuning], list[Tuning]]:
+def candidates(case: Case) -> tuple[list[AnyTuning], list[Tuning]]:
     """What is tried for (forward, backward)."""
     if case.batch * case.channels <= FEW:
-        return [*cut(WALKS[:1]), *TILES], list(cut(BACK[:2]))
-    return [*WALKS, *TILES], list(BACK)
+        return [*cut(WALKS[:1]), *TILES], list(cut(BACK))
+    return [*WALKS, *RINGS, *TILES[:1]], list(BACK)
 
 
 def timed(

@@ -1,4 +1,4 @@
-"""How scans are cut: blocks of several groups, one-pass tiles, and what the tuning file says."""
+"""How scans are cut: blocks of several groups, and what the tuning file says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.ops.problems import DEVICE, make_problem, named, worst
 pytest.importorskip("triton")
 
 from kssm.ops.kssm_scan.kernel_choice import BACKWARD, FORWARD, decode, encode
-from kssm.ops.kssm_scan.kernel_cut import Cut, TileTuning, Tuning, block_channels
+from kssm.ops.kssm_scan.kernel_cut import Cut, RingTuning, TileTuning, Tuning, block_channels
 
 kernel = importlib.import_module("kssm.ops.kssm_scan.kernel")
 ON_GPU = DEVICE == "cuda"
@@ -29,14 +29,6 @@ CUT = replace(WIDE, enough=10**6, wanted=10**6, shortest=8)
 @pytest.mark.usefixtures("poisoned")
 def test_blocks_of_several_groups(monkeypatch, tuning, dtype):
     check(monkeypatch, (tuning, tuning), SHAPE, dtype)
-
-
-@pytest.mark.parametrize("lengths", [False, True])
-@pytest.mark.usefixtures("poisoned")
-def test_tiles_of_several_groups(monkeypatch, lengths):
-    tile = TileTuning(2, 4, block_d=128)
-    shape = (2, 8 if not lengths else 11, 128, 32)
-    check(monkeypatch, (tile, replace(BACKWARD, block_d=4)), shape, torch.bfloat16, lengths=lengths)
 
 
 def check(monkeypatch, tunings, shape, dtype, **options):
@@ -79,7 +71,7 @@ def test_groups_of_kept_states_are_whole():
     assert Tuning(unroll=8).keeping(4) == Tuning(unroll=8)
 
 
-@pytest.mark.parametrize("tuning", [FORWARD, WIDE, TileTuning(), TileTuning(registers=None)])
+@pytest.mark.parametrize("tuning", [FORWARD, WIDE, TileTuning(2, 16, every=8), RingTuning(6)])
 def test_a_tuning_survives_the_file(tuning):
     assert decode(encode(tuning)) == tuning
 

@@ -16,11 +16,13 @@ SIZES = [[5], [3, 0, 9, 1], [0, 70, 33]]
 BACKENDS = ["reference", "chunked"]
 
 
-def packed(sizes: list[int], *, initial: bool = True) -> tuple[Problem, torch.Tensor]:
+def packed(
+    sizes: list[int], *, initial: bool = True, channels: int = 6, groups: int = 2
+) -> tuple[Problem, torch.Tensor]:
     """A problem of sum(sizes) tokens, and where its sequences begin."""
-    problem = make_problem(1, sum(sizes), 6, 2, token_dt=True)
+    problem = make_problem(1, sum(sizes), channels, groups, token_dt=True)
     generator = torch.Generator().manual_seed(1)
-    shape = (len(sizes), 6, 2)
+    shape = (len(sizes), channels, 2)
     start = torch.randn(shape, generator=generator).bfloat16().double() if initial else None
     weight = torch.randn(shape, generator=generator, dtype=torch.float64)
     offsets = torch.tensor([0, *itertools.accumulate(sizes)])
@@ -51,7 +53,7 @@ def alone(problem: Problem, offsets: torch.Tensor) -> dict[str, torch.Tensor]:
     """The same from one scan a sequence, in float64."""
     leaves = [t.detach().requires_grad_() for t in (*problem.inputs, *problem.parameters)]
     start = problem.initial_state
-    start = torch.zeros(len(offsets) - 1, 6, 2).double() if start is None else start
+    start = torch.zeros_like(problem.final_weight) if start is None else start
     start = start.detach().requires_grad_()
     ys, finals = [], []
     for row, (first, end) in enumerate(itertools.pairwise(offsets.tolist())):

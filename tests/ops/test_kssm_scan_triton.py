@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 from kssm.ops.kssm_scan import kernel, kssm_scan
 from kssm.ops.kssm_scan.kernel_choice import BACKWARD, FORWARD
-from kssm.ops.kssm_scan.kernel_cut import Cut, TileTuning, Tuning
+from kssm.ops.kssm_scan.kernel_cut import Cut, Tuning
 
 ON_GPU = DEVICE == "cuda"
 LENGTHS = [1, 2, 7, 63, 500] if ON_GPU else [1, 7, 13]
@@ -25,7 +25,6 @@ SHAPE = (5, 320, 5) if ON_GPU else (2, 6, 2)  # batch, channels, groups
 WHOLE = replace(FORWARD, enough=0)
 CHUNKED = Tuning(unroll=4, enough=10**6, wanted=10**6, shortest=8)
 TUNINGS = {"default": (FORWARD, BACKWARD), "whole": (WHOLE, WHOLE), "chunked": (CHUNKED, CHUNKED)}
-TUNINGS["tiles"] = (TileTuning(2, 4), CHUNKED)
 ALL = {"token_dt": True, "initial": True, "lengths": True}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
@@ -67,12 +66,7 @@ def test_each_option_alone(options):
 
 @pytest.mark.parametrize(
     ("tuned", "dtype"),
-    [
-        ("whole", torch.bfloat16),
-        ("chunked", torch.float16),
-        ("tiles", torch.bfloat16),
-        ("tiles", torch.float16),
-    ],
+    [("whole", torch.bfloat16), ("chunked", torch.float16)],
     indirect=["tuned"],
 )
 @pytest.mark.usefixtures("poisoned", "tuned")

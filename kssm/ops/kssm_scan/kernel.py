@@ -9,19 +9,19 @@ import torch
 import triton
 from torch import Tensor
 
+from kssm.ops.kssm_scan.cuda_scan import fits, forward_by_cuda
 from kssm.ops.kssm_scan.gates import ScanParameters
-from kssm.ops.kssm_scan.kernel_choice import choose
-from kssm.ops.kssm_scan.kernel_cut import TileTuning, Tuning
+from kssm.ops.kssm_scan.kernel_choice import FORWARD, Tunings, choose
+from kssm.ops.kssm_scan.kernel_cut import Tuning
 from kssm.ops.kssm_scan.kernel_launch import (
     Scan,
     backward,
     evenly_spaced,
     exact,
     forward,
-    forward_in_tiles,
-    on_device,
 )
 from kssm.ops.kssm_scan.kernel_step import step_kernel
+from kssm.ops.launch import on_device
 
 _STEP_BLOCK = 256
 
@@ -38,7 +38,7 @@ def scan_triton(
     initial_state: Tensor | None = None,
     lengths: Tensor | None = None,
     offsets: Tensor | None = None,
-    tuning: tuple[Tuning | TileTuning, Tuning] | None = None,
+    tuning: Tunings | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Shapes, results and gradients as ``kssm_scan``, with ``offsets`` for its ``cu_seqlens``.
 
@@ -65,7 +65,7 @@ class _TritonScan(torch.autograd.Function):
     def forward(
         ctx: Any,
         wanted: bool,
-        tuning: tuple[Tuning | TileTuning, Tuning] | None,
+        tuning: Tunings | None,
         token_dt: Tensor | None,
         lengths: Tensor | None,
         offsets: Tensor | None,
@@ -75,10 +75,12 @@ class _TritonScan(torch.autograd.Function):
         scan = _bundle(tensors, token_dt, lengths, offsets, initial_state)
         tuning = tuning or choose(scan)
         keep = tuning[1].unroll if wanted else None
-        if isinstance(tuning[0], TileTuning):
-            y, final, kept = forward_in_tiles(scan, tuning[0], keep)
-        else:
+        if isinstance(tuning[0], Tuning):
             y, final, kept = forward(scan, tuning[0], keep)
+        elif fits(scan):
+            y, final, kept = forward_by_cuda(scan, tuning[0], keep)
+        else:
+            y, final, kept = forward(scan, FORWARD, keep)
         if wanted:
             ctx.tuning = tuning[1]
             ctx.save_for_backward(token_dt, lengths, offsets, initial_state, kept, *tensors)

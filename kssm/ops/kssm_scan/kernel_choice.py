@@ -4,28 +4,46 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from kssm.ops.kssm_scan.kernel_cut import TileTuning, Tuning
+from kssm.ops.kssm_scan.cuda_scan import fits
+from kssm.ops.kssm_scan.kernel_cut import RingTuning, TileTuning, Tuning, processors
 from kssm.ops.kssm_scan.kernel_launch import Scan, exact
 from kssm.ops.tuning import Choice, ShapeClass, tuned
 
 FORWARD = Tuning(ahead=4)
 BACKWARD = Tuning()
-"""The rule, for devices that nothing was measured on."""
+"""For devices that nothing was measured on, and scans that the CUDA kernels do not do."""
 
 FORWARD_NAME = "kssm_scan.forward"
 BACKWARD_NAME = "kssm_scan.backward"
 """The passes in the tuning file."""
 
+_ENOUGH = 4
+"""Rows are walked in one go if there are so many programs a multiprocessor."""
 
-def choose(scan: Scan) -> tuple[Tuning | TileTuning, Tuning]:
+AnyTuning = Tuning | RingTuning | TileTuning
+Tunings = tuple[AnyTuning, Tuning]
+"""Of the forward and of the backward pass."""
+
+
+def choose(scan: Scan) -> Tunings:
     """The cuts of the forward and of the backward pass."""
     shape = shape_class(scan)
     forward = tuned(FORWARD_NAME, scan.x.device, shape)
     backward = tuned(BACKWARD_NAME, scan.x.device, shape)
-    first = FORWARD if forward is None else decode(forward)
+    first = by_rule(scan) if forward is None else decode(forward)
     second = BACKWARD if backward is None else decode(backward)
     assert isinstance(second, Tuning)
     return first, second
+
+
+def by_rule(scan: Scan) -> AnyTuning:
+    """The forward pass where nothing was measured."""
+    if not fits(scan):
+        return FORWARD
+    programs = scan.rows * scan.x.shape[-1] // 64
+    if programs >= _ENOUGH * processors(scan.x.device):
+        return RingTuning()
+    return TileTuning(every=4)
 
 
 def shape_class(scan: Scan) -> ShapeClass:
@@ -35,12 +53,14 @@ def shape_class(scan: Scan) -> ShapeClass:
     return ShapeClass.of(kind, scan.rows, batch * tokens // scan.rows, channels)
 
 
-def encode(tuning: Tuning | TileTuning) -> Choice:
+def encode(tuning: AnyTuning) -> Choice:
     """A tuning as the tuning file keeps it."""
     return asdict(tuning)
 
 
-def decode(choice: Choice) -> Tuning | TileTuning:
+def decode(choice: Choice) -> AnyTuning:
     """The tuning of a file's entry."""
-    kind = TileTuning if "rows" in choice else Tuning
+    kind = TileTuning if "run" in choice else RingTuning
+    if "block_d" in choice:
+        kind = Tuning
     return kind(**choice)  # pyright: ignore[reportArgumentType]

@@ -41,13 +41,37 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class TileTuning:
-    """A tile of the one-pass forward scan: ``rows`` warps with ``tokens`` tokens each."""
+class RingTuning:
+    """Rows walked by walk.cu: 8 tokens are asked for at once, ``ahead`` - 1 times ahead of need."""
 
-    rows: int = 8
-    tokens: int = 16
-    block_d: int = 64
-    registers: int | None = 128
+    ahead: int = 4
+
+
+@dataclass(frozen=True)
+class TileTuning:
+    """A tile of tile.cu: ``warps`` warps with a ``run`` of tokens each.
+
+    ``unroll`` tokens are in flight in a warp, and a multiprocessor holds ``resident`` tiles. A
+    row's tiles wait for the state of every ``every``-th: more where there are few rows.
+    """
+
+    warps: int = 4
+    run: int = 24
+    unroll: int = 4
+    resident: int = 4
+    every: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a tile."""
+        return self.warps * self.run
+
+    def keeping(self, keep: int | None) -> TileTuning:
+        """The same, made for keeping a state every ``keep`` tokens, which takes shared memory."""
+        if keep is None:
+            return self
+        unroll = max(self.unroll, keep)
+        return replace(self, run=max(3 * self.run // 4 // unroll, 1) * unroll, unroll=unroll)
 
 
 class Rows(NamedTuple):
@@ -84,10 +108,10 @@ class Cut:
         """The cut for tokens [B, T, D] in ``groups`` groups, or [1, T, D] with ``packed_rows``."""
         batch, tokens, channels = shape
         block_d, blocks = block_channels(channels, groups, tuning.block_d, tuning.warps)
-        processors = _processors(device)
+        there = processors(device)
         chunks = 1
-        if packed_rows is not None or batch * blocks < tuning.enough * processors:
-            chunks = triton.cdiv(tuning.wanted * processors, batch * blocks)
+        if packed_rows is not None or batch * blocks < tuning.enough * there:
+            chunks = triton.cdiv(tuning.wanted * there, batch * blocks)
         chunk_len = max(triton.cdiv(tokens, chunks), tuning.shortest)
         step = tuning.unroll * tuning.ahead
         chunk_len = triton.cdiv(chunk_len, step) * step
@@ -138,7 +162,7 @@ def block_channels(channels: int, groups: int, wanted: int, warps: int) -> tuple
     return block_d, groups * triton.cdiv(width, block_d)
 
 
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; the interpreter counts as one."""
     if device.type != "cuda":
         return 1

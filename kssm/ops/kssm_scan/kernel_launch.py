@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from kssm.ops.kssm_scan.kernel_adjoint import backward_summary_kernel
 from kssm.ops.kssm_scan.kernel_backward import backward_kernel
-from kssm.ops.kssm_scan.kernel_cut import Cut, TileTuning, Tuning, block_channels
+from kssm.ops.kssm_scan.kernel_cut import Cut, Tuning
 from kssm.ops.kssm_scan.kernel_forward import forward_kernel, forward_summary_kernel
-from kssm.ops.kssm_scan.kernel_tile import tile_kernel
+from kssm.ops.launch import on_device
 
 _LANES = 32
 
@@ -83,9 +82,9 @@ def forward(scan: Scan, tuning: Tuning, keep: int | None) -> tuple[Tensor, Tenso
     rows = _in_words(rows, 4, options)
     options |= {"ROWS": (*rows, *scan.factor_row), "UNROLL": tuning.unroll}
     options["AHEAD"] = tuning.ahead
-    y = _output(x, scan.lengths)
+    y = room_for_output(x, scan.lengths)
     final = x.new_empty(scan.rows, channels, 2, dtype=torch.float32)
-    kept = _kept(scan, keep)
+    kept = room_for_kept(scan, keep)
     summary = scan.summary(cut)
     sizes = (tokens, cut.chunks, cut.chunk_len, 1)
     optional = (scan.token_dt, *cut.rows(scan.lengths, scan.offsets))
@@ -101,40 +100,7 @@ def forward(scan: Scan, tuning: Tuning, keep: int | None) -> tuple[Tensor, Tenso
     return y, final, kept
 
 
-def forward_in_tiles(
-    scan: Scan, tuning: TileTuning, keep: int | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``forward`` in one pass over the inputs, whatever the number of rows; not for fp32."""
-    x = scan.x
-    _, tokens, channels = x.shape
-    size = tuning.rows * tuning.tokens
-    inputs, rows = evenly_spaced(scan.inputs)
-    packed = None if scan.offsets is None else scan.rows
-    block = block_channels(channels, scan.groups, tuning.block_d, tuning.block_d // (2 * _LANES))
-    cut = Cut.fixed(x.shape, block, size, packed)
-    options = scan.options(cut, 2 * _LANES, inputs[:4])
-    warps = tuning.rows * int(options.pop("num_warps"))
-    del options["EXACT"]
-    rows = _in_words(rows, 4, options)
-    y = _output(x, scan.lengths)
-    final = x.new_empty(scan.rows, channels, 2, dtype=torch.float32)
-    kept = _kept(scan, keep)
-    board = torch.full((cut.units * channels * 6 + 1,), -1, dtype=torch.int32, device=x.device)
-    counter, quads, pairs = board[-1:], board, board[cut.units * channels * 4 :]
-    whole = scan.lengths is None and packed is None and tokens % size == 0
-    with on_device(x.device):
-        tile_kernel[(cut.programs,)](
-            *inputs, scan.token_dt, *cut.rows(scan.lengths, scan.offsets), *scan.parameters,
-            scan.initial_state, quads.view(torch.float32), pairs.view(torch.float32), counter,
-            y, kept, final, tokens, cut.chunks, scan.rows,
-            ROWS=(*rows, *scan.factor_row), KEEP=keep or 1, S=tuning.rows, N=tuning.tokens,
-            WHOLE=whole, num_warps=warps,
-            maxnreg=tuning.registers, **options,
-        )  # fmt: skip
-    return y, final, kept
-
-
-def _kept(scan: Scan, keep: int | None) -> Tensor | None:
+def room_for_kept(scan: Scan, keep: int | None) -> Tensor | None:
     """Room for the states before every ``keep`` tokens of each row."""
     if keep is None:
         return None
@@ -164,12 +130,12 @@ def backward(scan: Scan, kept: Tensor, dy: Tensor, dfinal: Tensor, tuning: Tunin
     inputs, rows = evenly_spaced(given)
     options = scan.options(cut, tuning.share, inputs[:5])
     rows = _in_words(rows, 5, options)
-    to_tokens = [_output(t, scan.lengths) for t in scan.inputs[:4]]
+    to_tokens = [room_for_output(t, scan.lengths) for t in scan.inputs[:4]]
     spans = cut.blocks // scan.groups
     if cut.block_d >= 2 * (channels // scan.groups):
         spans = channels // scan.groups // tuning.share
     partial = (batch, tokens, scan.groups, spans)
-    to_b = [_output(x, scan.lengths, partial, torch.float32) for _ in range(2)]
+    to_b = [room_for_output(x, scan.lengths, partial, torch.float32) for _ in range(2)]
     make = x.new_empty if scan.offsets is None else x.new_zeros
     to_parameters = make(cut.units, 6, channels, dtype=torch.float32)
     to_initial = x.new_empty(scan.rows, channels, 2, dtype=torch.float32)
@@ -230,7 +196,7 @@ def exact(inputs: Sequence[Tensor]) -> bool:
     return torch.float32 in (inputs[0].dtype, inputs[2].dtype)
 
 
-def _output(
+def room_for_output(
     like: Tensor,
     lengths: Tensor | None,
     shape: Sequence[int] | None = None,
@@ -239,8 +205,3 @@ def _output(
     """Memory for a kernel's output; zeros when rows end early, for the kernels stop there."""
     make = like.new_empty if lengths is None else like.new_zeros
     return make(tuple(like.shape if shape is None else shape), dtype=dtype or like.dtype)
-
-
-def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device: make it the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

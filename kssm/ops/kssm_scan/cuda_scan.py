@@ -1,0 +1,154 @@
+"""Launching walk.cu and tile.cu: the forward scan over 16-bit inputs, reading them once."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kssm.ops.kssm_scan.cuda_program import compiler, program
+from kssm.ops.kssm_scan.kernel_cut import Cut, RingTuning, Rows, TileTuning
+from kssm.ops.kssm_scan.kernel_launch import Scan, evenly_spaced, room_for_kept, room_for_output
+from kssm.ops.launch import on_device
+
+_BLOCK = 64
+"""Channels a program."""
+
+_LINE = 128
+"""Words of a token in shared memory."""
+
+_WORD = ctypes.sizeof(ctypes.c_int32)
+
+
+class Arguments(ctypes.Structure):
+    """``struct Arguments`` of parts.cuh."""
+
+    _fields_ = (
+        ("streams", ctypes.c_void_p * 4),
+        ("b", ctypes.c_void_p * 2),
+        ("parameters", ctypes.c_void_p * 6),
+        *((name, ctypes.c_void_p) for name in ("initial", "factor")),
+        *((name, ctypes.c_void_p) for name in ("lengths", "offsets", "owner", "first")),
+        *((name, ctypes.c_void_p) for name in ("maps", "states", "counter", "y", "kept", "last")),
+        ("spacing", ctypes.c_int * 6),
+        *((name, ctypes.c_int) for name in ("tokens", "chunks", "rows")),
+    )
+
+
+def fits(scan: Scan) -> bool:
+    """Whether these kernels can do a scan on its device."""
+    x = scan.x
+    width = x.shape[-1] // scan.groups
+    narrow = x.dtype in (torch.bfloat16, torch.float16)
+    same = narrow and all(t.dtype == x.dtype for t in scan.inputs)
+    return same and width % _BLOCK == 0 and _usable(x.device)
+
+
+def forward_by_cuda(
+    scan: Scan, tuning: RingTuning | TileTuning, keep: int | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``kernel_launch.forward`` for a scan that ``fits``; ``keep`` is 1, 2, 4 or 8."""
+    x = scan.x
+    channels = x.shape[-1]
+    defines = {"D": channels, "GROUPS": scan.groups, "HALF": int(x.dtype == torch.float16)}
+    defines |= {"FACTOR": int(scan.token_dt is not None), "KEEP": keep or 0}
+    inputs, spacing = _aligned(*evenly_spaced(scan.inputs))
+    y = room_for_output(x, scan.lengths)
+    last = x.new_empty(scan.rows, channels, 2, dtype=torch.float32)
+    kept = room_for_kept(scan, keep)
+    arguments = Arguments(
+        streams=_addresses(inputs[:4]),
+        b=_addresses(inputs[4:]),
+        parameters=_addresses(scan.parameters),
+        initial=_address(scan.initial_state),
+        factor=_address(scan.token_dt),
+        y=y.data_ptr(),
+        kept=_address(kept),
+        last=last.data_ptr(),
+        spacing=spacing,
+        tokens=x.shape[1],
+        rows=x.shape[0],
+    )
+    with on_device(x.device):
+        if isinstance(tuning, RingTuning):
+            _walk(scan, tuning, defines, arguments)
+        else:
+            _tile(scan, tuning.keeping(keep), defines, arguments)
+    return y, last, kept
+
+
+def _walk(scan: Scan, tuning: RingTuning, defines: dict[str, int], arguments: Arguments) -> None:
+    """One program for 64 channels of a row."""
+    defines["AHEAD"] = tuning.ahead
+    shared = (tuning.ahead * 8 * _LINE + 3 * 32) * _WORD
+    kernel = program("walk.cu", "walk_kernel", defines, shared, scan.x.device)
+    rows = _place(arguments, Rows(scan.lengths, scan.offsets))
+    kernel.launch(scan.rows * (scan.x.shape[-1] // _BLOCK), 32, arguments)
+    del rows  # needed until here
+
+
+def _tile(scan: Scan, tuning: TileTuning, defines: dict[str, int], arguments: Arguments) -> None:
+    """One program for 64 channels of ``tuning.tokens`` tokens."""
+    x = scan.x
+    channels = x.shape[-1]
+    packed = None if scan.offsets is None else scan.rows
+    cut = Cut.fixed(x.shape, (_BLOCK, channels // _BLOCK), tuning.tokens, packed)
+    maps = cut.units * channels * 4 if tuning.every > 1 else 0
+    counter = maps + cut.units * channels * 2
+    board = torch.full((counter + 1,), -1, dtype=torch.int32, device=x.device)
+    arguments.maps = board.data_ptr()
+    arguments.states = board.data_ptr() + maps * _WORD
+    arguments.counter = board.data_ptr() + counter * _WORD
+    arguments.chunks = cut.chunks
+    rows = _place(arguments, cut.rows(scan.lengths, scan.offsets))
+    defines |= {"WARPS": tuning.warps, "TOKENS": tuning.run, "UNROLL": tuning.unroll}
+    defines |= {"RESIDENT": tuning.resident, "EVERY": tuning.every}
+    shared = tile_bytes(tuning, defines["KEEP"], defines["FACTOR"])
+    kernel = program("tile.cu", "tile_kernel", defines, shared, x.device)
+    kernel.launch(cut.programs, 32 * tuning.warps, arguments)
+    del rows  # needed until here
+
+
+def tile_bytes(tuning: TileTuning, keep: int, factor: int) -> int:
+    """Shared memory of a tile, laid out as at the beginning of its kernel."""
+    tokens = tuning.tokens
+    words = _LINE * tokens + (_LINE * tokens // keep if keep else 0)
+    words += 4 * _BLOCK * tuning.warps + 2 * _BLOCK
+    words += 2 * tokens + factor * tokens + 1
+    return words * _WORD
+
+
+def _place(arguments: Arguments, rows: Rows) -> list[Tensor | None]:
+    """Say where rows lie, as 64-bit numbers; the tensors returned must outlive the launch."""
+    wide = [None if t is None else t.long() for t in rows]
+    arguments.lengths, arguments.offsets, arguments.owner, arguments.first = map(_address, wide)
+    return wide
+
+
+def _usable(device: torch.device) -> bool:
+    """Whether the device has asynchronous copies, and a compiler."""
+    if device.type != "cuda" or compiler() is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _aligned(
+    inputs: Sequence[Tensor], spacing: Sequence[int]
+) -> tuple[list[Tensor], tuple[int, ...]]:
+    """Streams whose tokens begin at multiples of 16 bytes; the others are copied."""
+    found, steps = list(inputs), list(spacing)
+    for i, tensor in enumerate(inputs[:4]):
+        if tensor.data_ptr() % 16 or steps[i] % 8:
+            found[i] = tensor.clone(memory_format=torch.contiguous_format)
+            steps[i] = tensor.shape[-1]
+    return found, tuple(steps)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(t.data_ptr() for t in tensors)
