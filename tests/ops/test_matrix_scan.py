@@ -141,6 +141,9 @@ def test_no_state_grows(alpha: float, dt: float, omega: float, rate: float, fact
     assert abs(gates.half_angle.item()) <= math.pi / 2 + 1e-6
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def run_steps(problem: MatrixProblem, backend: Any, arena: Tensor, slots: Tensor) -> Tensor:
     outputs: list[Tensor] = []
     for t in range(problem.inputs[0].shape[1]):
@@ -155,15 +158,16 @@ def run_steps(problem: MatrixProblem, backend: Any, arena: Tensor, slots: Tensor
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_steps_equal_the_scan(backend: str) -> None:
-    problem = make_problem(tokens=12).to(torch.float32)
+    device = DEVICE if backend == "triton" else "cpu"
+    problem = make_problem(tokens=12).to(torch.float32, device)
     y, final = matrix_scan(
         *problem.inputs,
         parameters=problem.parameters,
         token_dt=problem.token_dt,
         initial_state=problem.initial_state,
     )
-    arena = torch.randn(5, *problem.initial_state.shape[1:])
-    slots = torch.tensor([3, 1])
+    arena = torch.randn(5, *problem.initial_state.shape[1:], device=device)
+    slots = torch.tensor([3, 1], device=device)
     arena[slots] = problem.initial_state
     assert relative_error(run_steps(problem, backend, arena, slots), y) <= 1e-5
     assert relative_error(arena[slots], final) <= 1e-5
@@ -172,13 +176,14 @@ def test_steps_equal_the_scan(backend: str) -> None:
 @pytest.mark.filterwarnings("ignore:invalid value encountered")  # of NumPy under the interpreter
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_steps_touch_only_what_advances(backend: Any) -> None:
-    problem = make_problem(4, 1).to(torch.float32)
+    device = DEVICE if backend == "triton" else "cpu"
+    problem = make_problem(4, 1).to(torch.float32, device)
     token: Any = [entry[:, 0] for entry in problem.inputs]
     token[0][3, 0, 5] = torch.inf
-    arena = torch.randn(6, *problem.initial_state.shape[1:])
+    arena = torch.randn(6, *problem.initial_state.shape[1:], device=device)
     before = arena.clone()
-    slots = torch.tensor([4, -1, 2, 5])
-    factor = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    slots = torch.tensor([4, -1, 2, 5], device=device)
+    factor = torch.tensor([1.0, 1.0, 0.0, 1.0], device=device)
     y = matrix_step_(
         *token,
         parameters=problem.parameters,

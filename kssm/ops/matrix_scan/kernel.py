@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kssm.ops.launch import on_device
-from kssm.ops.matrix_scan.gates import MatrixParameters, rotate
+from kssm.ops.matrix_scan.gates import MatrixParameters
 from kssm.ops.matrix_scan.kernel_launch import Chunked, evenly_spaced, forward
 from kssm.ops.matrix_scan.kernel_launch_backward import backward
-from kssm.ops.matrix_scan.kernel_launch_gates import Tokens, Turned, turn, turn_backward
+from kssm.ops.matrix_scan.kernel_launch_gates import (
+    Tokens,
+    Turned,
+    inner_states,
+    outer_states,
+    turn,
+    turn_backward,
+)
 from kssm.ops.matrix_scan.kernel_plan import Tuning, tuned
 from kssm.ops.matrix_scan.kernel_step import step_kernel
 
@@ -57,20 +63,23 @@ class _TritonScan(torch.autograd.Function):
         with on_device(x.device):
             turned = turn(given)
             y, final, starts = forward(_chunked(x, given, turned, initial_state, tuning))
+            final = outer_states(final, turned.prefix)
         ctx.tuning = tuning
         ctx.save_for_backward(token_dt, lengths, initial_state, starts, *turned, *tensors)
-        return y, _outer(final, _last_phase(turned.prefix))
+        ctx.set_materialize_grads(False)
+        return y, final
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         token_dt, lengths, initial_state, starts, *others = ctx.saved_tensors
         turned, tensors = Turned(*others[:5]), others[5:]
         x, given = _evened(tensors, token_dt, lengths, ctx.tuning)
         scan = _chunked(x, given, turned, initial_state, ctx.tuning)
         dy, dfinal = gradients
+        dy = torch.zeros_like(x) if dy is None else dy
         with on_device(x.device):
-            inner = _inner(dfinal, _last_phase(turned.prefix))
-            chunks = backward(scan, starts, dy, inner, turning=True, direct=scan.exact)
+            behind = None if dfinal is None else inner_states(dfinal, turned.prefix)
+            chunks = backward(scan, starts, dy, behind, turning=True, direct=scan.exact)
             found = turn_backward(given, turned.prefix, chunks)
         start = None
         if initial_state is not None:
@@ -133,21 +142,3 @@ def _chunked(
     if initial is not None:
         start = initial.float().permute(0, 1, 4, 3, 2).flatten(2, 3).contiguous()
     return Chunked(x, *turned[:4], given.lengths, start, tuning)
-
-
-def _last_phase(prefix: Tensor) -> Tensor:
-    """Phase [B, G, N] behind every row."""
-    return prefix[..., -1].to(torch.int32) * (math.tau / 2**32)
-
-
-def _outer(state: Tensor, phase: Tensor) -> Tensor:
-    """[B, H, W, P] in the turning frame -> [B, H, P, N, 2]."""
-    angle = phase.repeat_interleave(state.shape[1] // phase.shape[1], dim=1).unsqueeze(2)
-    plain = rotate(state.transpose(2, 3), -angle)
-    return plain.unflatten(-1, (2, -1)).transpose(-1, -2).contiguous()
-
-
-def _inner(gradient: Tensor, phase: Tensor) -> Tensor:
-    """[B, H, P, N, 2] -> [B, H, W, P] in the turning frame."""
-    angle = phase.repeat_interleave(gradient.shape[1] // phase.shape[1], dim=1).unsqueeze(2)
-    return rotate(gradient.transpose(-1, -2).flatten(-2), angle).transpose(2, 3).contiguous()

@@ -61,8 +61,8 @@ def advance_head(
     y = tl.dot(inside, x, acc=y, input_precision=PRECISION)
     store_tile(y_ptr, y, first, t, room, row_y, p)
     left = shrunk(total - weight)
-    key = (tl.trans(b).to(tl.float32) * left[None, :]).to(x.dtype)
-    return tl.dot(key, x, acc=h * shrunk(total), input_precision=PRECISION)
+    arriving = x * left.to(x.dtype)[:, None]
+    return tl.dot(tl.trans(b), arriving, acc=h * shrunk(total), input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks", "segments", "span"])
@@ -146,8 +146,8 @@ def states_kernel(
         gate = gate_row + chunk * Q
         total = tl.load(decay_ptr + gate + Q - 1)
         left = shrunk(total - tl.load(weight_ptr + gate + t))
-        scaled = (tl.trans(key).to(tl.float32) * left[None, :]).to(value.dtype)
-        h = tl.dot(scaled, value, acc=h * shrunk(total), input_precision=PRECISION)
+        scaled = value * left.to(value.dtype)[:, None]
+        h = tl.dot(tl.trans(key), scaled, acc=h * shrunk(total), input_precision=PRECISION)
         lost += total.to(tl.float32)
     if kept_ptr is not None:
         if stop == ended:

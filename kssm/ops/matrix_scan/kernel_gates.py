@@ -218,3 +218,34 @@ def rotate_kernel(
     re, im = load_pairs(b_ptr + token[:, None] * row_b + column, mask, N)
     cos, sin, _ = slowed(cos, sin, v)
     store_pairs(b_out_ptr + out, re * cos - im * sin, re * sin + im * cos, within, N)
+
+
+@triton.jit(do_not_specialize=["chunks"])
+def turn_states_kernel(
+    state_ptr, prefix_ptr, out_ptr, chunks,
+    H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, PAIRS: tl.constexpr,
+    BACK: tl.constexpr,
+):  # fmt: skip
+    """One head's state behind a row: [H, 2 N, P] in the turning frame -> [H, P, N, 2] outside it;
+    BACK: the other way, which is also how a gradient goes."""
+    head = tl.program_id(0) % H
+    row = tl.program_id(0) // H
+    group = head // (H // G)
+    n = tl.arange(0, PAIRS)
+    mask = (n < N)[None, :]
+    own = tl.program_id(0).to(tl.int64) * (2 * N * P)
+    inner = own + n[None, :] * P + tl.arange(0, P)[:, None]
+    outer = own + 2 * (tl.arange(0, P)[:, None] * N + n[None, :])
+    place = prefix_ptr + ((row * G + group) * N + n).to(tl.int64) * chunks + chunks - 1
+    cos, sin = cos_sin(tl.load(place, mask=n < N, other=0).to(tl.int32))
+    cos, sin = cos[None, :], sin[None, :]
+    if BACK:
+        re = tl.load(state_ptr + outer, mask=mask, other=0.0)
+        im = tl.load(state_ptr + outer + 1, mask=mask, other=0.0)
+        tl.store(out_ptr + inner, re * cos - im * sin, mask=mask)
+        tl.store(out_ptr + inner + N * P, re * sin + im * cos, mask=mask)
+    else:
+        re = tl.load(state_ptr + inner, mask=mask, other=0.0)
+        im = tl.load(state_ptr + inner + N * P, mask=mask, other=0.0)
+        tl.store(out_ptr + outer, re * cos + im * sin, mask=mask)
+        tl.store(out_ptr + outer + 1, im * cos - re * sin, mask=mask)

@@ -35,12 +35,12 @@ def backward(
     scan: Chunked,
     starts: Tensor | None,
     dy: Tensor,
-    dfinal: Tensor,
+    dfinal: Tensor | None,
     *,
     turning: bool,
     direct: bool,
 ) -> ChunkGradients:
-    """All gradients, from those of y and of the last state.
+    """All gradients, from those of y and of the last state (None = zeros).
 
     ``turning`` asks for the flow, ``direct`` for decays' gradients that strong decays do not blur.
     """
@@ -82,10 +82,10 @@ class _Adjoints(NamedTuple):
 
 
 def _adjoints(
-    scan: Chunked, dy: Tensor, dfinal: Tensor, states: Tensor, turning: bool
+    scan: Chunked, dy: Tensor, dfinal: Tensor | None, states: Tensor, turning: bool
 ) -> _Adjoints:
     sizes = scan.sizes
-    behind = dfinal.unsqueeze(1)
+    behind = None if dfinal is None else dfinal.unsqueeze(1)
     if scan.plan.segments > 1:
         ends = segment_ends(scan)
         _walk_adjoints(scan, dy, None, None, (None, None, None), ends)

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kssm.ops.matrix_scan.kernel_gates import gates_kernel, rotate_kernel
+from kssm.ops.matrix_scan.kernel_gates import gates_kernel, rotate_kernel, turn_states_kernel
 from kssm.ops.matrix_scan.kernel_gates_backward import (
     gates_backward_kernel,
     rotate_backward_kernel,
@@ -91,6 +91,29 @@ def turn(given: Tokens) -> Turned:
         **given.pairs,
     )  # fmt: skip
     return Turned(b, c, decay, weight, prefix)
+
+
+def outer_states(states: Tensor, prefix: Tensor) -> Tensor:
+    """[B, H, W, P] in the turning frame behind every row -> [B, H, P, N, 2]."""
+    batch, heads, width, values = states.shape
+    return _turned_states(states, prefix, (batch, heads, values, width // 2, 2), back=False)
+
+
+def inner_states(states: Tensor, prefix: Tensor) -> Tensor:
+    """The way back, for gradients."""
+    batch, heads, values, pairs, _ = states.shape
+    return _turned_states(states, prefix, (batch, heads, 2 * pairs, values), back=True)
+
+
+def _turned_states(states: Tensor, prefix: Tensor, shape: tuple[int, ...], *, back: bool) -> Tensor:
+    out = states.new_empty(shape)
+    _, groups, pairs, chunks = prefix.shape
+    values = shape[3] if back else shape[2]
+    turn_states_kernel[(shape[0] * shape[1],)](
+        states.contiguous(), prefix, out, chunks,
+        H=shape[1], G=groups, P=values, N=pairs, PAIRS=triton.next_power_of_2(pairs), BACK=back,
+    )  # fmt: skip
+    return out
 
 
 class TokenGradients(NamedTuple):

@@ -51,16 +51,18 @@ class _Ssd(torch.autograd.Function):
         with on_device(u.device):
             y, final, starts = forward(scan)
         ctx.save_for_backward(scan.x, total, scan.b, scan.c, state, starts)
+        ctx.set_materialize_grads(False)
         return y, final.transpose(2, 3).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         u, total, b, c, state, starts = ctx.saved_tensors
         dy, dfinal = gradients
         scan = _chunked(u, total, b, c, state)
+        dy = torch.zeros_like(u) if dy is None else dy
+        behind = None if dfinal is None else dfinal.transpose(2, 3).contiguous()
         with on_device(u.device):
-            inner = dfinal.transpose(2, 3).contiguous()
-            found = backward(scan, starts, dy, inner, turning=False, direct=True)
+            found = backward(scan, starts, dy, behind, turning=False, direct=True)
         d_log = found.decay[:, :, : u.shape[1]].transpose(1, 2).double()
         db, dc = (t.sum(0).to(b.dtype) for t in (found.b, found.c))
         return found.x, d_log, db, dc, found.initial.transpose(2, 3)
