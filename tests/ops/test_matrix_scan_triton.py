@@ -53,6 +53,17 @@ def test_one_row_is_cut_into_segments() -> None:
     assert_close(make_problem(1, 300, 1, 16, 1, 8), torch.float32, walks=walks, chunk=16)
 
 
+@pytest.mark.parametrize("output", [0, 1])
+def test_either_output_alone_has_gradients(output: int) -> None:
+    problem = make_problem(1, 40, 2, 16, 1, 8, options=False).to(torch.float32, DEVICE)
+    exact = problem.to(torch.float64, DEVICE)
+    gradients: list[Tensor] = []
+    for given, scan in ((problem, scan_triton), (exact, scan_chunked)):
+        x = given.inputs[0].requires_grad_()
+        gradients += torch.autograd.grad(given.run(scan)[output].square().sum(), x)
+    assert relative_error(*gradients) <= 1e-5
+
+
 def test_an_odd_number_of_heads() -> None:
     assert_close(make_problem(1, 40, 3, 16, 1, 16), torch.float32)
 
