@@ -12,7 +12,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from examples.demo import report, stream
+from examples.demo import fault, report, stream
 from examples.demo.recorded import STREAM_HOURS, new_york_temperatures
 from examples.demo.server import ServerFailedError, serving
 from kssm_client import KSSMClientError, connect
@@ -41,16 +41,19 @@ def main(
 
 
 async def demonstrate(url: str, seconds: float, console: Console) -> None:
-    """Both streams over one connection, then the summary. Raises when a forecast is missing."""
+    """The streams over one connection, then the summary. Raises when a forecast is missing."""
     async with connect(url) as client:
         console.rule("A recorded series: a month as prompt, four weeks frame by frame")
         recording = new_york_temperatures()
         past, duration = await stream.recorded(client, recording, console)
+        failing = await fault.inject(client, recording)
         console.rule("This machine, live: no history, learnt as it comes")
         now, latencies = await stream.live(client, seconds, console)
     check(past, STREAM_HOURS)
     check(now, round(seconds * stream.RATE))
     console.rule("Summary")
+    fault.show(console, failing)
+    console.print()
     report.show(console, [past, now], report.Speed(latencies, STREAM_HOURS, duration))
 
 

@@ -11,11 +11,10 @@ from rich.text import Text
 
 from examples.demo.scores import FloatArray, Track
 from kssm_client import Forecast
-from kssm_client.display import number, resample, sparkline
+from kssm_client.display import number, resample, sparkline, surprise_text
 
 HISTORY = 32
 AHEAD = 12
-ALARM = 3.0
 
 
 class View:
@@ -68,7 +67,7 @@ class View:
             lines,
             Text(sparkline(ahead, low, high), style="cyan"),
             _ending(forecast, channel),
-            _surprise(forecast, channel),
+            surprise_text(forecast.anomalies[channel]),
             _skill(track, channel),
         ]
 
@@ -84,13 +83,6 @@ def _ending(forecast: Forecast, channel: int) -> str:
     ends = (forecast.median, low, high)
     middle, bottom, top = (number(part[channel, -1]) for part in ends)
     return f"{middle} ({bottom} … {top})"
-
-
-def _surprise(forecast: Forecast, channel: int) -> Text:
-    score = forecast.anomalies[channel].score
-    if score is None:
-        return Text("-")
-    return Text(f"{score:.1f}", style="bold red" if score >= ALARM else "")
 
 
 def _skill(track: Track, channel: int) -> str:

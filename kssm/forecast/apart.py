@@ -13,13 +13,8 @@ from torch import Tensor
 
 from kssm.errors import InvalidInputError
 from kssm.forecast import contest, scaler
-from kssm.forecast.forecaster import (
-    MAX_NORMALISED,
-    ForecasterConfig,
-    PrefillOutput,
-    SignalForecaster,
-    StepOutput,
-)
+from kssm.forecast.forecaster import MAX_NORMALISED as MOST
+from kssm.forecast.forecaster import ForecasterConfig, PrefillOutput, SignalForecaster, StepOutput
 from kssm.forecast.thinning import (
     ABSENT,
     coarse_length,
@@ -298,4 +293,4 @@ def _clock(state: State) -> Tensor:
 def _judged(blocks: Tensor, stats: Tensor) -> Tensor:
     """The judged quantiles of forecasts, in the row's units: [..., K, 3] float64."""
     quantiles = torch.stack([blocks[..., i] for i in contest.JUDGED], dim=-1).double()
-    return scaler.denormalise(quantiles.clamp(-MAX_NORMALISED, MAX_NORMALISED), stats)
+    return scaler.denormalise(quantiles.clamp(-MOST, MOST), stats)

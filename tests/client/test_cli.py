@@ -34,7 +34,7 @@ def test_stream_prints_a_line_a_frame(threaded_server: FakeServer, csv_file: Pat
         ["#1", "load", "2"],
         ["#2", "load", "3"],
     ]
-    assert "surprise 1.0" in lines[0]
+    assert "surprise 2.0" in lines[0]
     assert lines[0].endswith("ms")
     assert threaded_server.model.sessions == {}, "the session is deleted at the end"
 

@@ -7,13 +7,20 @@ import io
 import numpy as np
 from rich.console import Console
 
-from kssm_client.display import StreamView, centre, number, resample, sparkline
+from kssm_client.display import (
+    StreamView,
+    centre,
+    number,
+    resample,
+    sparkline,
+    surprise_text,
+)
 from kssm_client.types import Anomaly, Forecast
 
 
-def forecast(score: float | None = 4.0) -> Forecast:
+def forecast(score: float | None = 4.0, surprise: float | None = 1.5) -> Forecast:
     values = np.array([[[1.0, 2.0], [2.0, 4.0], [3.0, 8.0]]])
-    return Forecast("s", 7, (0.1, 0.45, 0.9), values, (Anomaly(score, None),))
+    return Forecast("s", 7, (0.1, 0.45, 0.9), values, (Anomaly(score, None, surprise),))
 
 
 def test_sparklines() -> None:
@@ -49,13 +56,19 @@ def test_a_table_before_and_after_the_first_frame() -> None:
     assert "cpu" in rendered(view)
     view.update([[3.0], [8.0]], forecast(), 0.002)
     text = rendered(view)
-    for part in ("8 %", "▂█", "▁▃", "4 (2 … 8)", "4.0", "at +2"):
+    for part in ("8 %", "▂█", "▁▃", "4 (2 … 8)", "1.5", "at +2"):
         assert part in text
-    assert view.line() == "#7     cpu 8 -> 4 (2 … 8) surprise 4.0  2.0 ms"
+    assert view.line() == "#7     cpu 8 -> 4 (2 … 8) surprise 1.5  2.0 ms"
+
+
+def test_the_surprise_is_red_where_the_sample_alone_is_rare() -> None:
+    styles = [surprise_text(Anomaly(score, None, 1.5)).style for score in (3.0, 2.9, None)]
+    assert styles == ["bold red", "", ""]
+    assert surprise_text(None).plain == "-"
 
 
 def test_no_score_is_no_surprise() -> None:
     view = StreamView(["x"])
-    view.update([[np.nan]], forecast(None), 0.001)
+    view.update([[np.nan]], forecast(None, None), 0.001)
     assert "surprise -" in view.line()
     assert rendered(view)

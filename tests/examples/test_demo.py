@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from examples.demo import report
+from examples.demo import fault, report
 from examples.demo.__main__ import check, demonstrate
 from examples.demo.recorded import HISTORY_HOURS, STREAM_HOURS, new_york_temperatures
 from examples.demo.scores import Track
@@ -30,7 +30,7 @@ needs_recording = pytest.mark.skipif(
 def forecast(seq: int, median: float, spread: float = 1.0) -> Forecast:
     """One channel, two steps ahead, the same for both."""
     values = np.array([[[median - spread] * 2, [median] * 2, [median + spread] * 2]])
-    return Forecast("s", seq, LEVELS, values, (Anomaly(float(seq), 0.1),))
+    return Forecast("s", seq, LEVELS, values, (Anomaly(float(seq), 0.1, 0.9),))
 
 
 def track(samples: list[float], medians: list[float], **options: int) -> Track:
@@ -118,6 +118,27 @@ def test_the_recording() -> None:
     assert recording.values[fault, airport] == pytest.approx(-10.5)
 
 
+def test_a_fault_is_told_with_its_scores() -> None:
+    rng = np.random.default_rng(0)
+    surprise = 0.8 + 0.1 * rng.random((fault.BEFORE + fault.AFTER, 3))
+    surprise[fault.BEFORE :, fault.CHANNEL] += np.linspace(0.0, 1.5, fault.AFTER)
+    surprise[3] = np.nan
+    tail = np.full_like(surprise, 0.4)
+    tail[fault.BEFORE, fault.CHANNEL] = 0.0005
+    console = Console(file=io.StringIO(), width=80)
+    fault.show(console, fault.Fault(("A", "Bee", "C"), "20 May", tail, surprise))
+    assert isinstance(console.file, io.StringIO)
+    text = " ".join(console.file.getvalue().split())
+    assert "from 20 May on, C's thermometer" in text
+    assert "0.9 → 2.3" in text
+    assert "one in 2,000" in text
+    tail[:] = np.nan
+    surprise[: fault.BEFORE] = np.nan
+    fault.show(console, fault.Fault(("A", "Bee", "C"), "20 May", tail, surprise))
+    assert "could not be scored" in console.file.getvalue()
+    assert "- → 0.9" in console.file.getvalue()
+
+
 def test_a_server_that_does_not_start_says_why() -> None:
     with pytest.raises(ServerFailedError, match="model_not_found"), serving(["--model", "absent"]):
         pass
@@ -132,7 +153,8 @@ async def test_everything_against_a_tiny_model(tmp_path: Path) -> None:
         await demonstrate(url, 5.0, console)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
-    for part in ("Kennedy (°C)", "network (kB/s)", "How fast", "frames/s", "Most surprising"):
+    signals, speed = ("Kennedy (°C)", "network (kB/s)"), ("How fast", "frames/s")
+    for part in (*signals, *speed, "Most surprising", "The first wrong sample"):
         assert part in text
     assert "to last" in text, "the summary fits 80 columns"
     assert f"{STREAM_HOURS + 50} frames, {STREAM_HOURS + 50} forecasts" in text

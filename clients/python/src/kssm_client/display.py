@@ -10,7 +10,7 @@ import numpy.typing as npt
 from rich.table import Table
 from rich.text import Text
 
-from kssm_client.types import Forecast
+from kssm_client.types import Anomaly, Forecast
 
 _BARS = "▁▂▃▄▅▆▇█"
 _ALARM = 3.0
@@ -111,16 +111,21 @@ class StreamView:
     def _surprise(self, index: int) -> Text:
         assert self._forecast is not None
         anomalies = self._forecast.anomalies
-        score = anomalies[index].score if index < len(anomalies) else None
-        if score is None:
-            return Text("-")
-        return Text(f"{score:.1f}", style="bold red" if score >= _ALARM else "")
+        return surprise_text(anomalies[index] if index < len(anomalies) else None)
 
     def _channel_text(self, index: int) -> str:
         assert self._forecast is not None
         last = number(self._history[index][-1])
         surprise = self._surprise(index).plain
         return f"{self._names[index]} {last} -> {self._range_text(index)} surprise {surprise}"
+
+
+def surprise_text(anomaly: Anomaly | None) -> Text:
+    """The running surprise, in red where the newest sample alone is one in a thousand or rarer."""
+    if anomaly is None or anomaly.surprise is None:
+        return Text("-")
+    alarming = anomaly.score is not None and anomaly.score >= _ALARM
+    return Text(f"{anomaly.surprise:.1f}", style="bold red" if alarming else "")
 
 
 def centre(forecast: Forecast) -> npt.NDArray[np.float64]:
