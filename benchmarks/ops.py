@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 SECTIONS = {
     "scan": "benchmarks.ops_scan",
+    "length": "benchmarks.ops_length",
     "accuracy": "benchmarks.ops_accuracy",
     "matrix": "benchmarks.ops_matrix",
 }

@@ -2,7 +2,7 @@
 
     python -m benchmarks.ops_plot
 
-Reads benchmarks/results/ops_scan.json, writes ops_scan.png and ops_scan.md beside it.
+Reads ops_scan.json and ops_length.json in benchmarks/results/, writes pictures and tables beside.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ TITLES = {"forward": "forward", "both": "forward and backward"}
 def main() -> None:
     """Draw everything there is."""
     draw_scan()
+    draw_length()
 
 
 def draw_scan() -> None:
@@ -34,6 +35,60 @@ def draw_scan() -> None:
         _bars(axes, [row for row in kept["results"] if row["pass"] == kind], title)
     figure.suptitle(f"Element-wise scan, {kept['device']}, bf16 ({kept['commit']})")
     figure.savefig(RESULTS / "ops_scan.png", dpi=110)
+
+
+def draw_length() -> None:
+    """Table and picture of time and memory against length."""
+    kept = json.loads((RESULTS / "ops_length.json").read_text())
+    (RESULTS / "ops_length.md").write_text(length_table(kept))
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    plots = (("ms", "forward"), ("ms", "both"), ("peak_bytes_per_element", "both"))
+    measured = [p for p in plots if any(row[p[0]] is not None for row in kept["results"])]
+    panels = figure.subplots(1, len(measured), squeeze=False)[0]
+    for axes, (value, kind) in zip(panels, measured, strict=True):
+        _lines(axes, [row for row in kept["results"] if row["pass"] == kind], value)
+        axes.set_title(f"{TITLES[kind]}: {'ms' if value == 'ms' else 'bytes held an element'}")
+    figure.suptitle(f"One row of {kept['results'][0]['channels']} channels, {kept['device']}, bf16")
+    figure.savefig(RESULTS / "ops_length.png", dpi=110)
+
+
+def length_table(kept: Mapping[str, Any]) -> str:
+    """The results as Markdown: a line a length, columns by contender and pass."""
+    rows = kept["results"]
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    pairs = [(name, kind) for kind in TITLES for name in names]
+    lines = [["tokens", *(f"{name}, {TITLES[kind]}, ms (B)" for name, kind in pairs)]]
+    lines.append(["---"] * len(lines[0]))
+    for tokens in dict.fromkeys(row["tokens"] for row in rows):
+        found = {(r["contender"], r["pass"]): r for r in rows if r["tokens"] == tokens}
+        cells = [found.get(pair, {}) for pair in pairs]
+        lines.append([f"{tokens:,}", *(_time_and_bytes(cell) for cell in cells)])
+    where = f"{kept['device']}, torch {kept['torch']}, {kept['commit']}"
+    body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return (
+        f"One row of {rows[0]['channels']} channels, bf16, {where}. ms: median time; B: bytes held"
+        f" by element of y beyond the inputs, at the fullest.\n\n{body}\n"
+    )
+
+
+def _time_and_bytes(row: Mapping[str, Any]) -> str:
+    time, held = row.get("ms"), row.get("peak_bytes_per_element")
+    return "" if time is None else f"{time:.3f} ({_number(held, '.1f')})"
+
+
+def _lines(axes: Any, rows: list[dict[str, Any]], value: str) -> None:
+    """A value against length, a line a contender, both axes logarithmic."""
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        found = [row for row in rows if row["contender"] == name and row[value] is not None]
+        axes.plot([r["tokens"] for r in found], [r[value] for r in found], "o-", label=name, ms=3)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens")
+    axes.legend(fontsize=8)
 
 
 def scan_table(kept: Mapping[str, Any]) -> str:

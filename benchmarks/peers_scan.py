@@ -158,10 +158,21 @@ def associative_scan(case: Case) -> Contender:
     return Contender(torch.compile(scan), inputs)
 
 
+def attention(case: Case) -> Contender:
+    """Causal attention in heads of 64; its work grows with the square of the length."""
+    heads = max(1, case.channels // 64)
+    width = case.channels // heads
+    shape = (case.batch, heads, case.tokens, width)
+    function = torch.nn.functional.scaled_dot_product_attention
+    draws = tuple(case.draw(*shape) for _ in range(3))
+    return Contender(lambda q, k, v: function(q, k, v, is_causal=True), draws)
+
+
 CONTENDERS: dict[str, Callable[[Case], Contender]] = {
     "ours": ours,
     "selective_scan": selective_scan,
     "hgrn": hgrn,
     "accelerated_scan": accelerated_scan,
+    "attention": attention,
     "associative_scan": associative_scan,
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ops, ops_scan, report
+from benchmarks import ops, ops_length, ops_plot, ops_scan, report
 from benchmarks.peers_scan import Case
 
 CPU = torch.device("cpu")
@@ -26,6 +26,19 @@ def test_a_peer_that_is_not_there_is_named_and_not_measured() -> None:
     row = ops_scan.measure("accelerated_scan", "forward", Case(1, 8, 4, CPU), 1e9, 1)
     assert row["ms"] is None
     assert row["problem"]
+
+
+def test_time_against_length_ends_in_tables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(ops_plot, "RESULTS", tmp_path)
+    monkeypatch.setattr(ops_length, "CPU_LENGTHS", (8, 16))
+    ops_length.main(["--save", "--repeats", "1"])
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert all(row["ms"] is not None for row in rows), rows
+    lines = (tmp_path / "ops_length.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[-2:]] == ["| 8", "| 16"]
 
 
 def test_bytes_count_inputs_and_outputs_once_a_pass() -> None:
