@@ -81,12 +81,14 @@ def engine_of(model: SignalForecaster, **limits: int) -> Engine:
     return Engine(model, EngineConfig(initial_rows=2, **limits), DEVICE)
 
 
-def test_the_engine_forecasts_the_same_with_and_without_graphs() -> None:
+@pytest.mark.parametrize("thinning", [(), (2, 8)])
+def test_the_engine_forecasts_the_same_with_and_without_graphs(thinning: tuple[int, ...]) -> None:
     """Some batches fit in a graph and some do not; the arena grows on the way."""
-    signals = np.random.default_rng(0).normal(10, 1, (9, 12, 1))
+    signals = np.random.default_rng(0).normal(10, 1, (9, 20, 1))
     results: list[Floats] = []
     for largest in (1, 4, 64):
-        with engine_of(tiny_forecaster().cuda(), graph_rows=largest) as engine:
+        model = tiny_forecaster(thinning=thinning).cuda()
+        with engine_of(model, graph_rows=largest, prefill_min=100) as engine:
             keys = [engine.open(1).result() for _ in signals]
             futures = [
                 engine.append(key, signal, horizon=20, levels=LEVELS)
@@ -98,17 +100,18 @@ def test_the_engine_forecasts_the_same_with_and_without_graphs() -> None:
         np.testing.assert_allclose(result, results[0], rtol=1e-4)
 
 
-def test_a_tick_waits_once() -> None:
-    with engine_of(tiny_forecaster().cuda(), graph_rows=4) as engine:
+@pytest.mark.parametrize("thinning", [(), (2, 8)])
+def test_a_tick_waits_once(thinning: tuple[int, ...]) -> None:
+    with engine_of(tiny_forecaster(thinning=thinning).cuda(), graph_rows=4) as engine:
         key = engine.open(1).result()
         engine.append(key, np.ones((1, 1)), horizon=8, levels=LEVELS).result()
         transport = engine._executor._transport  # pyright: ignore[reportPrivateUsage]
         before = transport.waits, engine.stats().ticks
-        for value in range(10):
+        for value in range(20):
             sample = np.full((1, 1), float(value))
             engine.append(key, sample, horizon=8, levels=LEVELS).result()
-        assert engine.stats().ticks - before[1] == 10
-        assert transport.waits - before[0] == 10
+        assert engine.stats().ticks - before[1] == 20
+        assert transport.waits - before[0] == 20
 
 
 def test_a_fault_in_a_captured_batch_costs_one_session() -> None:
