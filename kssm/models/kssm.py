@@ -15,6 +15,7 @@ from kssm.errors import InvalidInputError
 from kssm.models.base import State, StateSpec
 from kssm.models.layers import CausalConv, RMSNorm, SwiGLU, init_linear
 from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, state_dtype
+from kssm.ops.joint import Place, split
 from kssm.ops.kssm_scan import ScanParameters, kssm_scan, kssm_step_
 
 if TYPE_CHECKING:
@@ -108,22 +109,34 @@ class KSSMBlock(Block):
         alpha, omega, dt, b_re, b_im = low.split([rank, rank, rank, groups, groups], dim=-1)
         return self.alpha_up(alpha), self.omega_up(omega), self.dt_up(dt), b_re + 1.0, b_im
 
-    def before_scan(self, x: Tensor, window: Tensor | None) -> tuple[Tensor, ...]:
-        """Residual stream [B, T, d_model] -> (itself, conv input, gate, x for the skip, x, alpha,
-        omega, dt, B)."""
+    def before_scan(
+        self, x: Tensor, window: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Place | None]:
+        """From the residual stream [B, T, d_model]: what ``after_scan`` wants but y, what the scan
+        wants behind the conv's input, and the place of the gate's gradient."""
         normed, residual = self.norm.beside(x, compute_dtype(x))
-        inputs, gate = self.in_proj(normed).chunk(2, dim=-1)
-        active, skipped = self.conv.activated(inputs, window, [inputs.shape[-1]])
-        return residual, inputs, gate, skipped, active, *self.selection(active)
+        inner = self.config.d_inner
+        (inputs, gate), places = split(self.in_proj(normed), [inner, inner])
+        active, skipped = self.conv.activated(inputs, window, [inner], places[0])
+        alpha, omega, dt, b_re, b_im = self.selection(active)
+        around = (residual, skipped, gate)
+        return around, (inputs, alpha, omega, dt, active, b_re, b_im), places[1]
 
-    def after_scan(self, residual: Tensor, y: Tensor, skipped: Tensor, gate: Tensor) -> Tensor:
+    def after_scan(
+        self,
+        residual: Tensor,
+        y: Tensor,
+        skipped: Tensor,
+        gate: Tensor,
+        place: Place | None = None,
+    ) -> Tensor:
         """Read-out, skip, norm, gate and feed-forward around the residual stream."""
         dtype = compute_dtype(residual)
-        x = residual + self.out_proj(self.out_norm.gated(y, skipped, self.skip, gate, dtype))
-        if self.mlp is not None and self.mlp_norm is not None:
-            normed, x = self.mlp_norm.beside(x, dtype)
-            x = x + self.mlp(normed)
-        return x
+        y = self.out_proj(self.out_norm.gated(y, skipped, self.skip, gate, dtype, place))
+        if self.mlp is None or self.mlp_norm is None:
+            return residual + y
+        normed, x = self.mlp_norm.beside(residual, dtype, y)
+        return x + self.mlp(normed)
 
     def state_spec(self) -> StateSpec:
         config, dtype = self.config, state_dtype(self.norm.weight.dtype)
@@ -136,8 +149,8 @@ class KSSMBlock(Block):
         self, x: Tensor, state: State | None, lengths: Tensor | None, dt: Tensor | None
     ) -> tuple[Tensor, State]:
         window = None if state is None else state["window"]
-        residual, inputs, gate, skipped, active, *selected = self.before_scan(x, window)
-        alpha, omega, step, b_re, b_im = selected
+        (residual, skipped, gate), (inputs, *scanned), place = self.before_scan(x, window)
+        alpha, omega, step, active, b_re, b_im = scanned
         y, new_state = kssm_scan(
             alpha,
             omega,
@@ -151,7 +164,7 @@ class KSSMBlock(Block):
             lengths=lengths,
         )
         new_window = self.conv.last_window(inputs, window, lengths).to(new_state.dtype)
-        y = self.after_scan(residual, y, skipped, gate)
+        y = self.after_scan(residual, y, skipped, gate, place)
         return y, {"window": new_window, "state": new_state}
 
     def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:

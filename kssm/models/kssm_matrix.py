@@ -18,6 +18,7 @@ from kssm.errors import InvalidInputError
 from kssm.models.base import State, StateSpec
 from kssm.models.layers import CausalConv, RMSNorm, SwiGLU, init_linear
 from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, state_dtype
+from kssm.ops.joint import Place, split
 from kssm.ops.matrix_scan import MatrixParameters, matrix_scan, matrix_step_
 
 _SMALL = {"head_dim": 32, "pairs": 32}
@@ -110,12 +111,10 @@ class KSSMMatrixBlock(Block):
     ) -> tuple[Tensor, State]:
         old_window = None if state is None else state["window"]
         normed, x = self.norm.beside(x, compute_dtype(x))
-        gate, inputs, *gates = self.in_proj(normed).split(self.sizes, dim=-1)
-        values, skipped, b, c = self._filtered(inputs, old_window)
+        (gate, inputs, *gates), places = split(self.in_proj(normed), self.sizes)
+        values, skipped, b, c = self.conv.activated(inputs, old_window, self.pieces, places[1])
         y, new_state = matrix_scan(
-            values,
-            b,
-            c,
+            *self._shaped(values, b, c),
             *self._gates(gates),
             self.scan_parameters(),
             token_dt=dt,
@@ -123,7 +122,7 @@ class KSSMMatrixBlock(Block):
             lengths=lengths,
         )
         window = self.conv.last_window(inputs, old_window, lengths).to(new_state.dtype)
-        return self._join(x, y, skipped, gate), {"window": window, "state": new_state}
+        return self._join(x, y, skipped, gate, places[0]), {"window": window, "state": new_state}
 
     def step_(self, x: Tensor, arena: State, slots: Tensor, dt: Tensor | None) -> Tensor:
         normed = self.norm(x).to(compute_dtype(x))
@@ -140,14 +139,6 @@ class KSSMMatrixBlock(Block):
         )
         return self._join(x, y, values, gate)
 
-    def _filtered(
-        self, inputs: Tensor, window: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x, x once more [..., d_inner], B and C after the convolution, shaped for the scan."""
-        values, skipped, b, c = self.conv.activated(inputs, window, self.pieces)
-        values, b, c = self._shaped(values, b, c)
-        return values, skipped, b, c
-
     def _shaped(self, x: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [..., heads, head_dim], B and C [..., groups, 2 pairs]."""
         config = self.config
@@ -159,15 +150,22 @@ class KSSMMatrixBlock(Block):
         alpha, dt, omega = raw
         return alpha, dt, omega.unflatten(-1, (self.config.groups, self.config.pairs))
 
-    def _join(self, residual: Tensor, y: Tensor, skipped: Tensor, gate: Tensor) -> Tensor:
+    def _join(
+        self,
+        residual: Tensor,
+        y: Tensor,
+        skipped: Tensor,
+        gate: Tensor,
+        place: Place | None = None,
+    ) -> Tensor:
         """Norm of each head, skip, gate and feed-forward around the residual stream."""
         dtype = compute_dtype(residual)
-        mixed = self.out_norm.gated(y.flatten(-2), skipped, self.skip, gate, dtype)
-        x = residual + self.out_proj(mixed)
-        if self.mlp is not None and self.mlp_norm is not None:
-            normed, x = self.mlp_norm.beside(x, dtype)
-            x = x + self.mlp(normed)
-        return x
+        y = self.out_norm.gated(y.flatten(-2), skipped, self.skip, gate, dtype, place)
+        y = self.out_proj(y)
+        if self.mlp is None or self.mlp_norm is None:
+            return residual + y
+        normed, x = self.mlp_norm.beside(residual, dtype, y)
+        return x + self.mlp(normed)
 
 
 class KSSMMatrix(Stack):

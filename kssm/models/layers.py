@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from kssm.ops.conv_silu import conv_silu, filtered, window_after
 from kssm.ops.conv_step import conv_step_
 from kssm.ops.gated_norm import gated_norm, residual_norm, rms_norm
+from kssm.ops.joint import Place
 from kssm.ops.swiglu import swiglu
 
 
@@ -32,15 +33,25 @@ class RMSNorm(nn.Module):
             return F.rms_norm(wide, wide.shape[-1:], self.weight, self.eps)  # one kernel
         return rms_norm(x, self.weight, self.group_size, self.eps)
 
-    def beside(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The norm over all channels in ``dtype``, and the x to which the layer's result goes."""
-        return residual_norm(x, self.weight, self.eps, dtype)
+    def beside(
+        self, x: Tensor, dtype: torch.dtype, plus: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The norm of x + ``plus`` over all channels in ``dtype``, and that sum, to which the
+        layer's result goes."""
+        return residual_norm(x, self.weight, self.eps, dtype, plus)
 
     def gated(
-        self, x: Tensor, value: Tensor, skip: Tensor, gate: Tensor, dtype: torch.dtype
+        self,
+        x: Tensor,
+        value: Tensor,
+        skip: Tensor,
+        gate: Tensor,
+        dtype: torch.dtype,
+        place: Place | None = None,
     ) -> Tensor:
-        """(norm(x) + skip value) SiLU(gate) in ``dtype``."""
-        return gated_norm(x, self.weight, self.group_size, self.eps, value, skip, gate, dtype)
+        """(norm(x) + skip value) SiLU(gate) in ``dtype``; ``place`` as in ``gated_norm``."""
+        options = (self.weight, self.group_size, self.eps)
+        return gated_norm(x, *options, value, skip, gate, dtype, place)
 
 
 class CausalConv(nn.Module):
@@ -59,10 +70,14 @@ class CausalConv(nn.Module):
         return filtered(x, self.weight, self.bias, window)
 
     def activated(
-        self, x: Tensor, window: Tensor | None, sizes: Sequence[int]
+        self,
+        x: Tensor,
+        window: Tensor | None,
+        sizes: Sequence[int],
+        place: Place | None = None,
     ) -> tuple[Tensor, ...]:
         """SiLU of the filtered tokens in pieces of ``sizes`` channels, the first piece twice."""
-        return conv_silu(x, self.weight, self.bias, window, sizes)
+        return conv_silu(x, self.weight, self.bias, window, sizes, place)
 
     def last_window(self, x: Tensor, window: Tensor | None, lengths: Tensor | None) -> Tensor:
         """The window after the last valid token of each row [B, width - 1, C], in x's dtype."""

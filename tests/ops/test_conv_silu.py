@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kssm.ops import joint
 from kssm.ops.conv_silu import conv_silu, filtered, window_after
 from tests.ops.kernels import DEVICE, ON_GPU, draw, worst
 
@@ -104,6 +105,17 @@ def test_a_sequence_cut_in_two_gives_the_same_tokens() -> None:
                 for part, before in pieces
             ]
             assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+def test_the_gradient_goes_where_it_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint, "fuses", lambda _: True)
+    wide, weight, bias, window = leaves(9, 4, window=True, dtype=torch.float32)
+    assert wide is not None
+    (_, x, _), places = joint.split(wide, (4, WIDTH, 7))
+    pieces = launch.conv_silu_triton(x, weight, bias, window, SIZES, places[1])
+    found = torch.autograd.grad([p.sum() for p in pieces], wide)[0]
+    pieces = launch.conv_silu_triton(wide[..., 4 : 4 + WIDTH], weight, bias, window, SIZES)
+    assert torch.equal(found, torch.autograd.grad([p.sum() for p in pieces], wide)[0])
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 2, 3, 8])

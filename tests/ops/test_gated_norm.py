@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kssm.ops import joint
 from kssm.ops.gated_norm import gated_norm, residual_norm
 from tests.ops.kernels import draw, worst
 from tests.ops.problems import DEVICE
@@ -15,6 +16,7 @@ from tests.ops.problems import DEVICE
 launch = pytest.importorskip("kssm.ops.gated_norm.kernel_launch")
 
 EPS = 1e-6
+SHAPES = [(2, 5, 48), (2, 5, 48), (48,), (48,)]
 Run = Callable[..., tuple[Tensor, ...]]
 
 
@@ -68,6 +70,18 @@ def test_residual_norm_agrees_with_float64(rows: int, channels: int) -> None:
     agree(through(launch.residual_norm_triton), through(residual_norm), inputs)
 
 
+@pytest.mark.usefixtures("poisoned")
+def test_the_norm_of_a_sum_agrees_with_float64() -> None:
+    def through(norm: Callable[..., tuple[Tensor, Tensor]]) -> Run:
+        def run(x: Tensor, weight: Tensor, wide: Tensor) -> tuple[Tensor, ...]:
+            return norm(x, weight, EPS, x.dtype, wide[..., 2:])
+
+        return run
+
+    inputs = [draw(2, 7, 40, seed=1), draw(40, seed=2), draw(2, 7, 42, seed=3)]
+    agree(through(launch.residual_norm_triton), through(residual_norm), inputs)
+
+
 @pytest.mark.parametrize("used", [0, 1])
 def test_one_use_of_the_residual_norm_is_enough(used: int) -> None:
     x = draw(3, 32, seed=1).to(DEVICE).requires_grad_()
@@ -87,6 +101,20 @@ def test_results_take_the_dtype_that_is_asked_for() -> None:
     assert torch.equal(same, x)
     expected = residual_norm(x.cpu().double(), weight.cpu().double(), EPS, torch.float64)[0]
     assert worst(normed, expected) < 2**-7  # the interpreter cuts off instead of rounding
+
+
+def test_the_gradient_of_the_gate_goes_where_it_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint, "fuses", lambda _: True)
+    x, value, weight, skip = (draw(*shape, seed=i).to(DEVICE) for i, shape in enumerate(SHAPES))
+    projected = draw(2, 5, 80, seed=9).to(DEVICE).requires_grad_()
+    (_, gate), places = joint.split(projected, (32, 48))
+    options = (x, weight, 16, EPS, value, skip)
+    out = launch.gated_norm_triton(*options, gate, x.dtype, places[1])
+    found = torch.autograd.grad(out.sum(), projected)[0]
+    plain = projected[..., 32:].detach().requires_grad_()
+    out = launch.gated_norm_triton(*options, plain, x.dtype)
+    assert torch.equal(found[..., 32:], torch.autograd.grad(out.sum(), plain)[0])
+    assert not found[..., :32].any()
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kssm.ops.conv_silu.reference import filtered, window_after
+from kssm.ops.joint import Place
 from kssm.ops.launch import fuses
 
 __all__ = ["conv_silu", "filtered", "window_after"]
@@ -23,7 +24,12 @@ _TAPS = 4
 
 
 def conv_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, window: Tensor | None, sizes: Sequence[int]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    window: Tensor | None,
+    sizes: Sequence[int],
+    place: Place | None = None,
 ) -> tuple[Tensor, ...]:
     """Filter the tokens of every row, and cut the channels into pieces.
 
@@ -32,6 +38,7 @@ def conv_silu(
         weight: [taps, C], the present token's last; bias: [C].
         window: [B, taps - 1, C] inputs before the first token, None = zeros.
         sizes: channels of the pieces, C together.
+        place: where the gradient of x belongs, None = anywhere.
 
     Returns:
         The pieces of y [B, T, ...] in x's dtype, the first of them twice: for two uses, whose
@@ -41,7 +48,7 @@ def conv_silu(
     """
     if fuses(x) and len(weight) <= _TAPS:
         kernels = importlib.import_module("kssm.ops.conv_silu.kernel_launch")
-        return kernels.conv_silu_triton(x, weight, bias, window, sizes)
+        return kernels.conv_silu_triton(x, weight, bias, window, sizes, place)
     y = F.silu(filtered(x, weight, bias, window)).to(x.dtype)
     first, *rest = y.split(list(sizes), dim=-1)
     return first, first, *rest

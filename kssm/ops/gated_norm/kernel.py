@@ -14,12 +14,12 @@ def tile(x_ptr, row_stride, r, c, mask):
 
 @triton.jit
 def forward_kernel(
-    x_ptr, weight_ptr, value_ptr, skip_ptr, gate_ptr, out_ptr,
-    x_row, value_row, gate_row, rows, eps,
+    x_ptr, weight_ptr, value_ptr, skip_ptr, gate_ptr, plus_ptr, total_ptr, out_ptr,
+    x_row, value_row, gate_row, plus_row, rows, eps,
     C: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_R: tl.constexpr,
     STEPS: tl.constexpr,
 ):  # fmt: skip
-    """out [rows, C]; ``value`` and ``gate`` may be None."""
+    """out and total = x + plus [rows, C]; ``value``, ``gate`` and ``plus`` may be None."""
     groups: tl.constexpr = C // GROUP
     inner = tl.arange(0, BLOCK_G)
     c = (tl.program_id(0) % groups) * GROUP + inner
@@ -31,6 +31,10 @@ def forward_kernel(
         r = first + i * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
         mask = (r < rows) & (inner < GROUP)[None, :]
         x = tile(x_ptr, x_row, r, c[None, :], mask)
+        if plus_ptr is not None:
+            total = (x + tile(plus_ptr, plus_row, r, c[None, :], mask)).to(x_ptr.dtype.element_ty)
+            tl.store(total_ptr + r * C + c[None, :], total, mask=mask)
+            x = total.to(tl.float32)
         mixed = x * tl.rsqrt(tl.sum(x * x, 1, keep_dims=True) / GROUP + eps) * weight
         if value_ptr is not None:
             mixed += skip * tile(value_ptr, value_row, r, c[None, :], mask)

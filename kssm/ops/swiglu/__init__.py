@@ -36,8 +36,8 @@ class _SwiGLU(torch.autograd.Function):
         return _kernel().forward(x)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    @once_differentiable  # pyright does not see through it
+    def backward(ctx: Any, dy: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return _kernel().backward(*ctx.saved_tensors, dy)
 
 
