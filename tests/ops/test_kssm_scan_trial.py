@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from kssm.ops.kssm_scan import kernel, trial
+from kssm.ops.kssm_scan.cuda_program import CudaError
 from kssm.ops.kssm_scan.gates import ScanParameters
 
 pytest.importorskip("triton")
@@ -51,4 +52,12 @@ def test_a_wrong_kernel_is_found_out(spoilt: str, monkeypatch: pytest.MonkeyPatc
         return (y, 1.01 * state) if spoilt == "state" else (y, state)
 
     monkeypatch.setattr(kernel, "scan_triton", wrong)
+    assert not trial.kernels_hold(DEVICE, torch.float32, True)
+
+
+def test_kernels_that_cannot_be_compiled_do_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise CudaError("NVRTC: no")
+
+    monkeypatch.setattr(kernel, "scan_triton", refuse)
     assert not trial.kernels_hold(DEVICE, torch.float32, True)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from kssm.ops.kssm_scan.chunked import scan_chunked
+from kssm.ops.kssm_scan.cuda_program import CudaError
 from kssm.ops.kssm_scan.gates import ScanParameters
 
-_SHAPES = ((3, 150, 128, 2), (1, 2500, 64, 1))
-"""Rows, tokens, channels and groups: a batch, and one row that is split over the GPU."""
+_SHAPES = ((3, 150, 128, 2), (1, 2500, 64, 1), (600, 20, 64, 1))
+"""Rows, tokens, channels and groups: a batch, a row that is split over the GPU, and many rows."""
 
 _LIMITS = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 5e-2}
 """Far above rounding (4e-6 and 1.5e-2 were seen), far below what a miscompiled kernel does."""
@@ -31,8 +32,12 @@ def kernels_hold(device: torch.device, dtype: torch.dtype, gradients: bool) -> b
 
     Tried once for each; the trial takes some tens of milliseconds beside the compilation.
     """
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-        good = all(_agrees(shape, device, dtype, gradients) for shape in _SHAPES)
+    try:
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            good = all(_agrees(shape, device, dtype, gradients) for shape in _SHAPES)
+    except CudaError as error:
+        _log.error("%s", error.message)
+        good = False
     if not good:
         _log.error("the compiled scan is wrong on %s for %s: plain PyTorch it is", device, dtype)
     return good
