@@ -51,7 +51,12 @@ def backward_predictors(
     """
     size = len(window)
     frames = sliding_window_view(np.concatenate([np.zeros(size), x]), size)[: len(x) : every]
-    length = 1 << (2 * size).bit_length()
+    return fit(frames, order, window, white)
+
+
+def fit(frames: Floats, order: int, window: Floats, white: float = 1e-5) -> Floats:
+    """Predictors [n, order] of frames [n, length] by the autocorrelation method."""
+    length = 1 << (2 * len(window)).bit_length()
     power = np.abs(np.fft.rfft(frames * window, length)) ** 2
     products = np.fft.irfft(power, length)[:, : order + 1]
     products[:, 0] *= 1.0 + white

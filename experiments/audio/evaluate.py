@@ -144,6 +144,11 @@ def concealers() -> dict[str, Callable[[Floats], Floats]]:
             past, _FRAME, range(40, 121), 160, 0.2
         ),
     }
+    for order, decay in ((16, 0.975), (64, 0.99), (128, 0.99)):
+        window = baselines.barnwell(400, decay)
+        ways[f"autocorrelation {order}"] = lambda past, order=order, window=window: (
+            baselines.extrapolate(past, baselines.fit(past[:, -400:], order, window), _FRAME)
+        )
     for order, length in ((16, 240), (16, 400), (32, 400), (64, 400), (128, 400), (160, 640)):
         ways[f"Burg {order} on {length}"] = lambda past, order=order, length=length: (
             baselines.extrapolate(past, baselines.burg(past[:, -length:], order), _FRAME)

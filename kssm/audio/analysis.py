@@ -14,14 +14,15 @@ SILENCE: Final = 1e-7
 """The smallest level: digital silence is not amplified beyond it."""
 _WHITE: Final = 1e-5
 _FLOOR: Final = 1e-9
+_STABLE: Final = 1.0 - 1e-6
 
 
 class Prediction(NamedTuple):
     """Of windows [...]:
 
     level: [...] root of the mean square, the last samples counting most.
-    short, long: [..., order / 2], [..., order] coefficients of linear prediction, latest first.
-    reflection: [..., order / 2] the short predictor's reflection coefficients.
+    short, long: [..., order] two linear predictors, latest sample first.
+    reflection: [..., order] the short predictor's reflection coefficients.
     """
 
     level: Tensor
@@ -42,13 +43,24 @@ class Period(NamedTuple):
 
 
 def predict_linearly(windows: Tensor, config: AudioConfig) -> Prediction:
-    """Linear prediction after windows [..., history], latest sample last, in float32."""
-    weight = _barnwell(config, windows.device)
+    """Level and both predictors after windows [..., history], latest sample last, in float32."""
+    level = loudness(windows, config)
+    units = windows / level.unsqueeze(-1)
+    short, reflection = fit(units, config, 0)
+    return Prediction(level, short, fit(units, config, 1)[0], reflection)
+
+
+def loudness(windows: Tensor, config: AudioConfig) -> Tensor:
+    """Root of the weighted mean square of windows [..., history], at least ``SILENCE``: [...]."""
+    weight = _barnwell(config.history, config.memories[0], windows.device).square()
     power = (windows.square() * weight).sum(-1) / weight.sum()
-    level = power.sqrt().clamp_min(SILENCE)
-    products = autocorrelation(windows / level.unsqueeze(-1) * weight.sqrt(), config.order)
-    long, short, reflection = levinson(products)
-    return Prediction(level, short, long, reflection)
+    return power.sqrt().clamp_min(SILENCE)
+
+
+def fit(units: Tensor, config: AudioConfig, which: int) -> tuple[Tensor, Tensor]:
+    """Predictor number ``which`` of windows [..., history] of level 1, as ``levinson`` gives it."""
+    window = _barnwell(config.history, config.memories[which], units.device)
+    return levinson(autocorrelation(units * window, config.orders[which]))
 
 
 def find_period(windows: Tensor, level: Tensor, config: AudioConfig) -> Period:
@@ -64,25 +76,22 @@ def autocorrelation(windows: Tensor, order: int) -> Tensor:
     return torch.fft.irfft(spectrum.abs().square(), size)[..., : order + 1]
 
 
-def levinson(products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def levinson(products: Tensor) -> tuple[Tensor, Tensor]:
     """Linear prediction from autocorrelations [..., order + 1] (Levinson 1947, Durbin 1960).
 
-    White noise 50 dB below the signal is added. Returns the predictor of the full order, the one
-    of half of it, both latest sample first, and the latter's reflection coefficients.
+    White noise 50 dB below the signal is added, and reflection coefficients stay below 1, so that
+    rounding cannot make the predictor unstable. Returns it, latest sample first, and them.
     """
-    order = products.shape[-1] - 1
     error = products[..., 0] * (1.0 + _WHITE) + _FLOOR
     taps = products[..., :0]
-    short, reflections = taps, list[Tensor]()
-    for i in range(order):
+    reflections: list[Tensor] = []
+    for i in range(products.shape[-1] - 1):
         known = (taps * products[..., 1 : i + 1].flip(-1)).sum(-1)
-        k = (products[..., i + 1] - known) / error
+        k = ((products[..., i + 1] - known) / error).clamp(-_STABLE, _STABLE)
         taps = torch.cat([taps - k.unsqueeze(-1) * taps.flip(-1), k.unsqueeze(-1)], dim=-1)
-        error = error * (1.0 - k.square()).clamp_min(_FLOOR)
-        if i < order // 2:
-            reflections.append(k)
-            short = taps
-    return taps, short, torch.stack(reflections, dim=-1)
+        error = error * (1.0 - k.square())
+        reflections.append(k)
+    return taps, torch.stack(reflections, dim=-1)
 
 
 def similarity(units: Tensor, config: AudioConfig) -> Tensor:
@@ -99,8 +108,8 @@ def similarity(units: Tensor, config: AudioConfig) -> Tensor:
     return (at_shift / scale).flip(-1)[..., config.shortest_lag :]
 
 
-def _barnwell(config: AudioConfig, device: torch.device) -> Tensor:
-    """Weights of squared samples: n m^n, n back from the latest, squared (Barnwell 1981)."""
-    n = torch.arange(config.history, 0, -1, device=device, dtype=torch.float32)
-    window = n * config.memory**n
-    return (window / window.max()).square()
+def _barnwell(history: int, memory: float, device: torch.device) -> Tensor:
+    """Window n m^n, n back from the latest sample, of peak 1 [history] (Barnwell 1981)."""
+    n = torch.arange(history, 0, -1, device=device, dtype=torch.float32)
+    window = n * memory**n
+    return window / window.max()

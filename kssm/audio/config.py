@@ -19,8 +19,8 @@ class AudioConfig:
         history: that a row keeps; what linear prediction and repetition look at.
         horizon: that one read of the outlook covers; a multiple of ``patch``, at least two.
         shortest_lag, longest_lag: range of the periods that repetition may use (both included).
-        order: of the longer linear predictor; the shorter one has half of it.
-        memory: decay a sample of the window of linear prediction (Barnwell 1981), below 1.
+        orders: of three linear predictors: two for the next sample, one to extrapolate.
+        memories: decay a sample of each one's window (Barnwell 1981), below 1.
         sample_hidden: width of the network that predicts the next sample.
         outlook_hidden: width of the network that predicts the next ``horizon`` samples.
         backbone: of the recurrence over patches.
@@ -33,8 +33,8 @@ class AudioConfig:
     horizon: int = 200
     shortest_lag: int = 20
     longest_lag: int = 160
-    order: int = 32
-    memory: float = 0.975
+    orders: tuple[int, int, int] = (16, 64, 128)
+    memories: tuple[float, float, float] = (0.975, 0.985, 0.99)
     sample_hidden: int = 128
     outlook_hidden: int = 352
     backbone: KSSMConfig = field(
@@ -42,18 +42,17 @@ class AudioConfig:
     )
 
     def __post_init__(self) -> None:
-        sizes = (self.sample_rate, self.patch, self.shortest_lag, self.order // 2)
+        sizes = (self.sample_rate, self.patch, self.shortest_lag, *self.orders)
         fitting = (
             min(sizes) >= 1
-            and self.order % 2 == 0
             and self.shortest_lag < self.longest_lag
             and self.horizon >= 2 * self.patch
             and self.horizon % self.patch == 0
             and self.block >= 1
             and self.patch % self.block == 0
             and self.history >= max(2 * self.longest_lag + self.patch, 4 * self.patch)
-            and self.longest_lag >= self.order
-            and 0.0 < self.memory < 1.0
+            and self.history >= max(self.orders) + 32
+            and 0.0 < min(self.memories) <= max(self.memories) < 1.0
         )
         if not fitting:
             raise InvalidInputError("these sizes do not fit together", code="invalid_config")

@@ -114,10 +114,7 @@ class AudioNetwork(nn.Module):
         ``context`` [R, d_model] is the recurrence's output for the last whole patch in the window,
         which may have begun another one.
         """
-        with torch.no_grad():
-            linear = predict_linearly(window, self.config)
-            period = find_period(window, linear.level, self.config)
-        return self.outlook(window, linear, period, context)
+        return self.outlook(window, context)
 
 
 def pad_patches(samples: Tensor, patch: int) -> Tensor:

@@ -93,24 +93,22 @@ class NextSample(nn.Module):
         self, buffer: Tensor, linear: Prediction, at: int, count: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Both predictions [..., count], and the short one's errors from 16 samples before."""
-        order = self.config.order
-        past = _frames(buffer, at - _RESIDUALS, count + _RESIDUALS, order).flip(-1)
-        short = _apply(past[..., : order // 2], linear.short)
-        truth = buffer[..., at - _RESIDUALS : at + count - 1]
-        errors = truth - short[..., :-1]
-        long = _apply(past[..., _RESIDUALS:, :], linear.long)
+        past = _frames(buffer, at - _RESIDUALS, count + _RESIDUALS, self.config.orders[0])
+        short = _apply(past, linear.short)
+        errors = buffer[..., at - _RESIDUALS : at + count - 1] - short[..., :-1]
+        long = _apply(_frames(buffer, at, count, self.config.orders[1]), linear.long)
         return short[..., _RESIDUALS:], long, errors
 
     def _period_back(
         self, buffer: Tensor, linear: Prediction, lag: Tensor, at: int, count: int
     ) -> tuple[Tensor, Tensor]:
         """Samples and errors of the short predictor around one lag back [..., count, taps]."""
-        order = self.config.order // 2
+        order = self.config.orders[0]
         reach = 2 * _REACH + count
         start = at - lag - _REACH - order
         place = start.unsqueeze(-1) + torch.arange(reach + order, device=buffer.device)
         stretch = buffer.gather(-1, place)
-        past = stretch.unfold(-1, order, 1)[..., :reach, :].flip(-1)
+        past = stretch.unfold(-1, order, 1)[..., :reach, :]
         samples = stretch[..., order:]
         errors = samples - _apply(past, linear.short)
         taps = 2 * _REACH + 1
@@ -123,9 +121,9 @@ def _frames(buffer: Tensor, at: int, count: int, size: int) -> Tensor:
 
 
 def _apply(past: Tensor, taps: Tensor) -> Tensor:
-    """Predictions [..., n] from past [..., n, order] (latest first) and taps [..., order]."""
+    """Predictions [..., n] from past [..., n, order] and taps [..., order] (latest first)."""
     with torch.autocast(past.device.type, enabled=False):
-        return (past @ taps.unsqueeze(-1)).squeeze(-1)
+        return (past @ taps.flip(-1).unsqueeze(-1)).squeeze(-1)
 
 
 def _rms(x: Tensor) -> Tensor:

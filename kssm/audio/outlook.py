@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kssm.audio.analysis import Period, Prediction
+from kssm.audio.analysis import find_period, fit, loudness
 from kssm.audio.config import AudioConfig
 from kssm.audio.next_sample import Guess
 from kssm.models.layers import init_linear
@@ -21,8 +21,8 @@ class Outlook(nn.Module):
     """The next ``horizon`` samples, each as a Laplace distribution.
 
     The past is continued periodically with every lag there is; a softmax over the lags, one for
-    each patch ahead, mixes these continuations. Beside it stands the long linear predictor, run
-    on. A network weighs both for every sample and adds its own share.
+    each patch ahead, mixes these continuations. Beside it stands a linear predictor of high order,
+    run on. A network weighs both for every sample and adds its own share.
     """
 
     repeats: Tensor
@@ -42,13 +42,18 @@ class Outlook(nn.Module):
         self.bias = nn.Parameter(_initial_bias(horizon))
         self.register_buffer("repeats", _repeats(config), persistent=False)
 
-    def forward(self, window: Tensor, linear: Prediction, period: Period, context: Tensor) -> Guess:
+    def forward(self, window: Tensor, context: Tensor) -> Guess:
         """Guesses [R, horizon] after windows [R, history], given context [R, d_model]."""
-        level = linear.level.unsqueeze(-1)
-        units = window / level
-        known = torch.cat([units[:, -self.config.longest_lag :], context.float()], dim=-1)
+        config = self.config
+        with torch.no_grad():
+            level = loudness(window, config)
+            period = find_period(window, level, config)
+            units = window / level.unsqueeze(-1)
+            taps = fit(units, config, 2)[0]
+            extended = extrapolate(units, taps, config.horizon).clamp(-_BOUND, _BOUND)
+        level = level.unsqueeze(-1)
+        known = torch.cat([units[:, -config.longest_lag :], context.float()], dim=-1)
         repeated = self._repetition(units, period.likeness, known)
-        extended = extrapolate(units, linear.long, self.config.horizon).clamp(-_BOUND, _BOUND)
         seen = torch.cat([known, repeated, extended], dim=-1).clamp(-20.0, 20.0)
         hidden = F.silu(self.mix(seen))
         hidden = hidden + F.silu(self.deep(hidden))
@@ -93,8 +98,9 @@ def _repeats(config: AudioConfig) -> Tensor:
 
 
 def _initial_bias(horizon: int) -> Tensor:
-    """Repetition, fading, and a spread that grows."""
+    """Mostly extrapolation, some repetition, and a spread that grows."""
     bias = torch.zeros(4, horizon)
-    bias[0] = torch.linspace(0.6, 0.3, horizon)
+    bias[0] = 0.2
+    bias[1] = torch.linspace(0.7, 0.5, horizon)
     bias[3] = torch.linspace(-1.5, -0.7, horizon)
     return bias.flatten()

@@ -42,7 +42,8 @@ def parse(config: dict[str, Any], folder: Path) -> AudioConfig:
     try:
         backbone = config_from_mapping("kssm", fields.pop("backbone"))
         assert isinstance(backbone, KSSMConfig)
-        return AudioConfig(backbone=backbone, **fields)
+        listed = {name: tuple(fields.pop(name)) for name in ("orders", "memories")}
+        return AudioConfig(backbone=backbone, **listed, **fields)
     except (KeyError, TypeError, AttributeError, InvalidInputError) as error:
         raise CheckpointError(f"{folder}: malformed configuration: {error}") from error
 

@@ -11,7 +11,7 @@ from kssm.audio.config import AudioConfig
 
 def features(config: AudioConfig) -> int:
     """How many numbers ``describe`` gives a token."""
-    return 2 * config.patch + config.order // 2 + config.lags + 3
+    return 2 * config.patch + config.orders[0] + config.lags + 3
 
 
 def describe(

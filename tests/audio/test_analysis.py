@@ -26,12 +26,12 @@ def test_autocorrelation_is_the_sum_of_products() -> None:
 
 def test_levinson_solves_the_normal_equations() -> None:
     products = autocorrelation(sound(200, 4, seed=1), 8)
-    long, short, reflection = levinson(products)
-    for order, taps in ((8, long), (4, short)):
-        for row, own in zip(products.numpy(), taps.numpy(), strict=True):
-            lags = np.abs(np.subtract.outer(np.arange(order), np.arange(order)))
-            matrix = row[lags] + np.eye(order) * (row[0] * 1e-5 + 1e-9)
-            np.testing.assert_allclose(own, np.linalg.solve(matrix, row[1 : order + 1]), rtol=1e-4)
+    taps, reflection = levinson(products)
+    lags = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
+    for row, own in zip(products.numpy(), taps.numpy(), strict=True):
+        matrix = row[lags] + np.eye(8) * (row[0] * 1e-5 + 1e-9)
+        np.testing.assert_allclose(own, np.linalg.solve(matrix, row[1:]), rtol=1e-4)
+    torch.testing.assert_close(reflection[:, -1], taps[:, -1])
     assert (reflection.abs() < 1).all()
 
 
