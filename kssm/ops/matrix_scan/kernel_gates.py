@@ -17,16 +17,22 @@ LIMIT = tl.constexpr(1e18)
 
 
 @triton.jit
+def log1p_unit(x):
+    """log(1 + x) for 0 <= x <= 1, to fp32 accuracy (a Chebyshev fit of log(1 + x) / x)."""
+    p = ((5.253458e-3 * x - 2.9588507e-2) * x + 7.836167e-2) * x - 1.367477e-1
+    p = ((p * x + 1.911143e-1) * x - 2.484437e-1) * x + 3.331927e-1
+    return (p * x - 4.9999502e-1) * x * x + x
+
+
+@triton.jit
 def log1p(x):
     """log(1 + x) for x >= 0 without losing small x."""
-    w = 1.0 + x
-    near = w - 1.0
-    return tl.where(near == 0.0, x, tl.log(w) * (x / tl.where(near == 0.0, 1.0, near)))
+    return tl.where(x > 1.0, tl.log(1.0 + x), log1p_unit(tl.minimum(x, 1.0)))
 
 
 @triton.jit
 def softplus(x):
-    return tl.minimum(tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x))), CEILING)
+    return tl.minimum(tl.maximum(x, 0.0) + log1p_unit(tl.exp(-tl.abs(x))), CEILING)
 
 
 @triton.jit
