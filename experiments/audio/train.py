@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--start", type=Path, help="weights to continue from")
     p.add_argument("--seconds", type=float, default=500)
-    p.add_argument("--rows", type=int, default=96)
+    p.add_argument("--rows", type=int, default=64)
     p.add_argument("--length", type=int, default=19200)
     p.add_argument("--reads", type=int, default=16)
     p.add_argument("--lr", type=float, default=2e-3)
