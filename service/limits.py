@@ -24,11 +24,15 @@ def check_query(
     if len(set(quantiles)) != len(quantiles) or not all(0 < level < 1 for level in quantiles):
         message = "quantiles must be distinct and between 0 and 1"
         raise InvalidInputError(message, code="invalid_quantiles")
-    size = rows * horizon * len(quantiles)
-    if size > settings.max_reply_values:
-        message = f"an answer of {size} values is more than {settings.max_reply_values}"
-        raise InvalidInputError(message, code="invalid_request")
+    check_size(settings, rows * horizon * len(quantiles))
     return tuple(sorted(quantiles))
+
+
+def check_size(settings: Settings, values: int) -> None:
+    """Raises ``InvalidInputError`` (`invalid_request`) for answers of so many values."""
+    if values > settings.max_reply_values:
+        message = f"an answer of {values} values is more than {settings.max_reply_values}"
+        raise InvalidInputError(message, code="invalid_request")
 
 
 def check_channels(settings: Settings, channels: int) -> None:

@@ -80,14 +80,27 @@ class ForecastRequest(Strict):
     series: Annotated[list[Series], Field(min_length=1)]
     horizon: int = 24
     quantiles: list[float] = [0.1, 0.5, 0.9]
+    anomaly: bool = False
+
+
+class SeriesAnomaly(BaseModel):
+    """What ``Anomaly`` says, of every sample of a series."""
+
+    score: list[float | None]
+    tail_probability: list[float | None]
+    surprise: list[float | None]
 
 
 class SeriesForecast(BaseModel):
-    """The forecast of one series; ``mean`` is the median, null where every sample is missing."""
+    """The forecast of one series; ``mean`` is the median, null where every sample is missing.
+
+    ``anomaly`` is there if the request asked for it.
+    """
 
     id: str | int | None
     mean: list[float | None]
     quantiles: dict[str, list[float | None]]
+    anomaly: SeriesAnomaly | None = None
 
 
 class ForecastResponse(BaseModel):

@@ -2,7 +2,7 @@
 
 from kssm.runtime.config import EngineConfig
 from kssm.runtime.engine import Engine
-from kssm.runtime.jobs import ForecastResult, GenerationResult, Listener
+from kssm.runtime.jobs import ForecastResult, GenerationResult, Listener, Prediction
 from kssm.runtime.statistics import EngineStats
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "ForecastResult",
     "GenerationResult",
     "Listener",
+    "Prediction",
 ]

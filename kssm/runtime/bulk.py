@@ -9,7 +9,7 @@ import numpy as np
 from kssm.errors import KSSMError
 from kssm.runtime.contract import Floats, State
 from kssm.runtime.executor import Executor, Prefilled, finite_rows, join
-from kssm.runtime.jobs import Append, Held, Predict
+from kssm.runtime.jobs import Append, Held, Predict, Prediction
 from kssm.runtime.monitors import Monitors, note
 from kssm.runtime.outcomes import Outcome, attempt, fail, numerical_fault
 from kssm.runtime.reads import Reader, slots_of, spans
@@ -110,10 +110,18 @@ class Bulk:
         ]
         self._recorder.tokens_prefilled += sum(len(values) for values, _ in rows)
         output = self._executor.prefill(Held(job.state, 0, len(rows)).rows(), rows)
+        if job.watches:
+            self._watch_series(job, chunk, self._executor.fetch(output.tail))
         job.state = join([output.state, Held(job.state, len(rows), len(batch)).rows()])
         if chunk.stop < len(job.series[batch[0]][0]):
             return []
         return self._finish_batch(job, batch)
+
+    def _watch_series(self, job: Predict, chunk: Slice, tail: Floats) -> None:
+        """``tail`` [rows, T] of the batch's series that reach into the chunk."""
+        for index, row in zip(job.batches[0], tail, strict=False):
+            values = job.series[index][0][chunk.start : chunk.stop]
+            job.watches[index].take(values, row[: len(values)])
 
     def _finish_batch(self, job: Predict, batch: Sequence[int]) -> list[Outcome]:
         assert job.state is not None
@@ -126,4 +134,7 @@ class Bulk:
         job.quantiles[batch] = quantiles
         job.state = None
         job.batches.popleft()
-        return [] if job.batches else [Outcome(job, job.quantiles)]
+        if job.batches:
+            return []
+        alarms = tuple(watch.alarm() for watch in job.watches)
+        return [Outcome(job, Prediction(job.quantiles, alarms))]

@@ -29,6 +29,7 @@ from kssm.runtime.jobs import (
     Job,
     Listener,
     Open,
+    Prediction,
     Release,
     Session,
     SessionJob,
@@ -298,9 +299,16 @@ class Engine:
         horizon: int,
         levels: Sequence[float],
         dt: Sequence[Floats | None] | None = None,
-    ) -> Future[Floats]:
-        """Forecast each of n series ([samples], NaN = missing) afresh: [n, horizon, Q]."""
-        return self._submit(lambda: self._requests.predict(series, dt, horizon, levels))
+        *,
+        watched: bool = False,
+    ) -> Future[Prediction]:
+        """Forecast each of n series ([samples], NaN = missing) afresh.
+
+        ``watched``: with what an anomaly monitor says of each of their samples.
+        """
+        return self._submit(
+            lambda: self._requests.predict(series, dt, horizon, levels, watched=watched)
+        )
 
     def stats(self) -> EngineStats:
         """The engine's counters now."""

@@ -9,7 +9,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from kssm.forecast.anomaly import AnomalyMonitor
+import numpy as np
+from numpy.typing import NDArray
+
+from kssm.forecast.anomaly import Alarm, AnomalyMonitor
 from kssm.language.sampling import Sampling
 from kssm.runtime.admission import Lane
 from kssm.runtime.arena import Rows
@@ -178,13 +181,44 @@ class Generate(Append):
         return GenerationResult(tuple(self.drawn), reason)
 
 
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Forecasts of n series: ``quantiles`` [n, horizon, Q]; ``alarms``, if they were wanted, say
+    for every sample of each series what an anomaly monitor says, [samples] each."""
+
+    quantiles: Floats
+    alarms: tuple[Alarm, ...] = ()
+
+
+@dataclass(eq=False)
+class Watch:
+    """The monitor of a series, which of its tokens are samples, and what it has said so far."""
+
+    samples: NDArray[np.int64]
+    monitor: AnomalyMonitor = field(default_factory=lambda: AnomalyMonitor(1))
+    said: list[Alarm] = field(default_factory=list[Alarm])
+
+    def take(self, values: Floats, tail: Floats) -> None:
+        """Tokens [n] and their tails [n]."""
+        self.said.append(self.monitor.watch(values[:, None], tail[:, None]))
+
+    def alarm(self) -> Alarm:
+        """Of every sample, [samples]."""
+        columns = zip(*self.said, strict=True)
+        return Alarm(*(np.concatenate(column)[self.samples, 0] for column in columns))
+
+
 @dataclass(eq=False, kw_only=True)
 class Predict(Job):
-    """Forecasts of whole series [tokens, 1], batch after batch (``batches`` index ``series``)."""
+    """Forecasts of whole series [tokens, 1], batch after batch (``batches`` index ``series``).
+
+    ``watches`` has one entry a series, or none.
+    """
 
     series: list[tuple[Floats, Floats]]
     query: Query
     batches: deque[list[int]]
     quantiles: Floats
+    watches: list[Watch]
     item: int = 0
     state: State | None = None

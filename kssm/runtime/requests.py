@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kssm.errors import InvalidInputError
+from kssm.forecast.gaps import tokens_per_sample
 from kssm.language.rows import wrong_kind
 from kssm.language.sampling import Sampling, check_seed
 from kssm.runtime.admission import Lane
 from kssm.runtime.config import EngineConfig
 from kssm.runtime.contract import Floats, StateSpec
-from kssm.runtime.jobs import Append, Generate, Listener, Predict, Read, Session
+from kssm.runtime.jobs import Append, Generate, Listener, Predict, Read, Session, Watch
 from kssm.runtime.schedule import plan_batches
 from kssm.runtime.snapshot import check_tensors
 from kssm.runtime.validation import Query, check_ids, check_query, check_series, to_tokens
@@ -112,8 +113,10 @@ class Requests:
         dt: Sequence[Floats | None] | None,
         horizon: int,
         levels: Sequence[float],
+        *,
+        watched: bool,
     ) -> Predict:
-        """Series of similar lengths share a batch."""
+        """Series of similar lengths share a batch; ``watched``: with an anomaly monitor each."""
         config = self._config
         query = self._query(horizon, levels)
         tokens = self._series(series, dt)
@@ -123,9 +126,23 @@ class Requests:
             query=query,
             batches=deque(plan_batches(lengths, config.chunk_tokens, config.prefill_tokens)),
             quantiles=np.empty((len(tokens), query.horizon, len(query.levels))),
+            watches=[Watch(ends) for ends in self._ends(series, dt)] if watched else [],
             lane=Lane.BULK,
             cost=sum(lengths),
         )
+
+    def _ends(
+        self, series: Sequence[Floats], dt: Sequence[Floats | None] | None
+    ) -> Iterator[NDArray[np.int64]]:
+        """Of each series, which of its tokens are samples."""
+        for index, samples in enumerate(series):
+            steps = None if dt is None else dt[index]
+            spans = (
+                np.ones(len(samples), dtype=np.int64)
+                if steps is None
+                else tokens_per_sample(steps, self._config.max_gap)
+            )
+            yield np.cumsum(spans) - 1
 
     def _series(
         self, series: Sequence[Floats], dt: Sequence[Floats | None] | None

@@ -11,10 +11,12 @@ from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
 from kssm.errors import InvalidInputError, NotFoundError
+from kssm.forecast.anomaly import Alarm, score_from_tail
+from kssm.runtime import Prediction
 from service import samples, schemas
 from service.core import Service
 from service.dependencies import JsonBody, ServiceDep, TenantDep, documented, json_response
-from service.limits import check_query
+from service.limits import check_query, check_size
 from service.samples import Float64
 from service.sessions import Clock
 from service.wire import quantile_map
@@ -36,11 +38,14 @@ async def forecast(service: ServiceDep, _: TenantDep, body: Body) -> Response:
         raise NotFoundError("there is no such model", code="model_not_found")
     levels = _levels(service, body)
     wanted = tuple(sorted({*levels, 0.5}))
-    values = await _predict(service, body, wanted)
+    prediction = await _predict(service, body, wanted)
+    values = prediction.quantiles.transpose(0, 2, 1)
     forecasts = [
         _forecast(series, levels, wanted, result)
         for series, result in zip(body.series, values, strict=True)
     ]
+    for entry, alarm in zip(forecasts, prediction.alarms, strict=bool(prediction.alarms)):
+        entry["anomaly"] = _anomaly(alarm)
     service.metrics.batch(time.perf_counter() - began)
     return json_response({"model": service.manager.model, "forecasts": forecasts})
 
@@ -53,14 +58,15 @@ def _levels(service: Service, body: schemas.ForecastRequest) -> tuple[float, ...
 
 async def _predict(
     service: Service, body: schemas.ForecastRequest, levels: Sequence[float]
-) -> Float64:
-    """[series, levels, horizon]."""
+) -> Prediction:
     columns = [samples.column(series.values) for series in body.series]
+    if body.anomaly:
+        check_size(service.settings, 3 * sum(map(len, columns)))
     steps = [
         _steps(series, len(column)) for series, column in zip(body.series, columns, strict=True)
     ]
-    future = service.engine.predict(columns, body.horizon, levels, steps)
-    return (await asyncio.wrap_future(future)).transpose(0, 2, 1)
+    future = service.engine.predict(columns, body.horizon, levels, steps, watched=body.anomaly)
+    return await asyncio.wrap_future(future)
 
 
 def _steps(series: schemas.Series, count: int) -> Float64 | None:
@@ -75,3 +81,12 @@ def _forecast(
     by_level = dict(zip(wanted, result.copy(), strict=True))
     quantiles = quantile_map(levels, [by_level[level] for level in levels])
     return {"id": series.id, "mean": by_level[0.5], "quantiles": quantiles}
+
+
+def _anomaly(alarm: Alarm) -> dict[str, Float64]:
+    """One number a sample each."""
+    return {
+        "score": score_from_tail(alarm.probability),
+        "tail_probability": alarm.probability,
+        "surprise": alarm.surprise,
+    }

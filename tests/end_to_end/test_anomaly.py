@@ -32,6 +32,10 @@ def series() -> np.ndarray:
     return values.astype(np.float32).astype(np.float64)
 
 
+def series_of(channel: int) -> np.ndarray:
+    return series()[:, channel]
+
+
 @pytest.fixture(scope="module")
 def live() -> Iterator[Live]:
     with thread_server() as server:
@@ -110,6 +114,20 @@ def test_rest_says_it_of_single_samples_and_of_many(live: Live, expected: Alarm)
         assert anomaly.surprise == pytest.approx(
             np.nanmax(expected.surprise[:, channel]), rel=1e-12
         )
+
+
+def test_a_batch_says_it_of_every_sample(live: Live, expected: Alarm) -> None:
+    series = {"left": series_of(0), "right": series_of(1)}
+    with RestClient(live.http) as client:
+        forecasts = client.forecast(series, 3, anomaly=True)
+        assert all(forecast.anomaly is None for forecast in client.forecast(series, 3))
+    for channel, forecast in enumerate(forecasts):
+        said = forecast.anomaly
+        assert said is not None
+        probability, surprise = (wanted[:, channel] for wanted in expected)
+        np.testing.assert_allclose(said.tail_probability, probability, rtol=1e-12)
+        np.testing.assert_allclose(said.score, -np.log10(probability), rtol=1e-12)
+        np.testing.assert_allclose(said.surprise, surprise, rtol=1e-12)
 
 
 async def test_an_exported_state_takes_its_calibration_along(live: Live, expected: Alarm) -> None:

@@ -89,7 +89,7 @@ def test_no_forecast_yet_is_not_a_fault(
     forecast = model.forecast
     monkeypatch.setattr(model, "forecast", lambda *a: forecast(*a) * np.nan)
     assert np.isnan(running.append(key, np.array([[np.nan]])).result().quantiles).all()
-    assert np.isnan(running.predict([np.array([np.nan])], 3, (0.5,)).result()).all()
+    assert np.isnan(running.predict([np.array([np.nan])], 3, (0.5,)).result().quantiles).all()
     assert running.stats().faults == 0
 
 
@@ -102,5 +102,5 @@ def test_a_prediction_that_fails_names_its_series(
     assert fault.details == {"series": 1}
     model.fail_next.add("prefill")
     assert code_of(running.predict(series[:1], 2, (0.5,))) == "internal"
-    assert running.predict(series[:1], 2, (0.5,)).result().shape == (1, 2, 1)
+    assert running.predict(series[:1], 2, (0.5,)).result().quantiles.shape == (1, 2, 1)
     assert running.stats().pending_tokens == 0

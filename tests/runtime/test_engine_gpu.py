@@ -29,7 +29,7 @@ def test_streams_and_predictions_agree_with_the_cpu(thinning: tuple[int, ...]) -
     for device in ("cpu", "cuda"):
         model = tiny_forecaster(thinning=thinning).to(device)
         with Engine(model, CONFIG, device) as engine:
-            results.append(engine.predict(series, 20, LEVELS).result())
+            results.append(engine.predict(series, 20, LEVELS).result().quantiles)
             keys = [engine.open(1).result() for _ in series]
             futures = [
                 engine.append(key, samples[:, None], horizon=20, levels=LEVELS)

@@ -52,7 +52,7 @@ def test_closing_finishes_what_was_accepted(running: Engine) -> None:
     running.close()
     assert all(future.done() for future in futures)
     assert all(np.isfinite(future.result().quantiles).all() for future in futures)
-    assert futures_of_series.result().shape == (3, 2, 1)
+    assert futures_of_series.result().quantiles.shape == (3, 2, 1)
     assert code_of(running.append(keys[0], noise(1))) == "draining"
     assert code_of(running.open(1)) == "draining"
     running.close()

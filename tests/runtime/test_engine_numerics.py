@@ -72,7 +72,7 @@ def test_predictions_equal_streaming(forecaster: Forecaster) -> None:
     dt = [None if length % 2 else times(length, length) for length in lengths]
     with stopped(forecaster) as engine:
         engine.start()
-        predicted = engine.predict(series, HORIZON, LEVELS, dt).result()
+        predicted = engine.predict(series, HORIZON, LEVELS, dt).result().quantiles
         assert predicted.shape == (len(series), HORIZON, len(LEVELS))
         for samples, steps, quantiles in zip(series, dt, predicted, strict=True):
             key = engine.open(1).result()

@@ -60,6 +60,26 @@ def test_a_model_is_watched_alike_by_the_engine_and_the_library() -> None:
     np.testing.assert_array_equal([r.surprise[0] for r in results], whole.surprise)
 
 
+def test_whole_series_are_watched_sample_by_sample() -> None:
+    model = tiny_forecaster(thinning=(4,))
+    series = [wave(n, 1, seed=n)[:, 0] for n in (70, 5, 33)]
+    gapped = np.ones(33)
+    gapped[[12, 20]] = 3.0
+    with Engine(model, CONFIG) as engine:
+        plain = engine.predict(series, 2, (0.5,)).result()
+        watched = engine.predict(series, 2, (0.5,), watched=True).result()
+        spaced = engine.predict(series, 2, (0.5,), [None, None, gapped], watched=True).result()
+    assert plain.alarms == ()
+    np.testing.assert_array_equal(watched.quantiles, plain.quantiles)
+    for alarm, values in zip(watched.alarms, series, strict=True):
+        for said, expected in zip(alarm, watch(model, values), strict=True):
+            np.testing.assert_array_equal(said, expected)
+    bridged = np.insert(series[2], [12, 12, 20, 20], np.nan)
+    samples = np.isin(np.arange(37), [12, 13, 22, 23], invert=True)
+    for said, expected in zip(spaced.alarms[2], watch(model, bridged), strict=True):
+        np.testing.assert_array_equal(said, expected[samples])
+
+
 def test_gaps_are_no_samples(running: Engine) -> None:
     values, dt = noise(30), np.ones(30)
     dt[25] = 3.0

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from kssm.errors import CapacityError, KSSMError
-from kssm.runtime import EngineStats, ForecastResult
+from kssm.forecast.anomaly import Alarm
+from kssm.runtime import EngineStats, ForecastResult, Prediction
 from kssm.runtime.validation import check_dt, check_query, check_values
 
 
@@ -118,12 +119,17 @@ class FakeEngine:
         horizon: int,
         levels: Sequence[float],
         dt: Sequence[np.ndarray | None] | None = None,
-    ) -> Future[np.ndarray]:
-        def job() -> np.ndarray:
+        *,
+        watched: bool = False,
+    ) -> Future[Prediction]:
+        def job() -> Prediction:
             check_query(horizon, levels, 10**6)
             totals = [np.nansum(check_values(column[:, None], 1)) for column in series]
             grid = np.array(totals)[:, None, None] + np.array(levels)[None, None, :]
-            return np.broadcast_to(grid, (len(totals), horizon, len(levels))).copy()
+            quantiles = np.broadcast_to(grid, (len(totals), horizon, len(levels))).copy()
+            halves = [np.where(np.isnan(column), np.nan, 0.5) for column in series]
+            alarms = tuple(Alarm(half, 3.0 * half) for half in halves)
+            return Prediction(quantiles, alarms if watched else ())
 
         return self._submit(job)
 

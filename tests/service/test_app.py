@@ -124,7 +124,7 @@ async def test_a_client_that_leaves_while_it_sends_is_no_error(settings, caplog)
 
 async def test_an_unexpected_failure_is_internal(settings, caplog, monkeypatch):
     engine = FakeEngine()
-    monkeypatch.setattr(engine, "predict", lambda *args: 1 / 0)
+    monkeypatch.setattr(engine, "predict", lambda *_, **__: 1 / 0)
     async with serve(settings, engine) as app, connect(app) as client:
         response = await client.post("/v1/forecast", json={"series": [{"values": [1]}]})
         assert error(response) == (500, "internal")

@@ -27,6 +27,23 @@ async def test_forecast_of_series_of_different_lengths(client):
     }
 
 
+async def test_anomalies_of_every_sample_on_request(client):
+    request = {"series": [{"values": [1, None]}, {"values": [4]}], "horizon": 1, "anomaly": True}
+    forecasts = (await client.post("/v1/forecast", json=request)).json()["forecasts"]
+    assert [entry["anomaly"] for entry in forecasts] == [
+        {
+            "score": [pytest.approx(0.30103, abs=1e-5), None],
+            "tail_probability": [0.5, None],
+            "surprise": [1.5, None],
+        },
+        {
+            "score": [pytest.approx(0.30103, abs=1e-5)],
+            "tail_probability": [0.5],
+            "surprise": [1.5],
+        },
+    ]
+
+
 async def test_forecast_defaults(client):
     body = (await client.post("/v1/forecast", json={"series": [{"values": [1.0]}]})).json()
     quantiles = body["forecasts"][0]["quantiles"]
@@ -38,6 +55,7 @@ async def test_forecast_defaults(client):
 @pytest.mark.parametrize(
     ("changes", "answer"),
     [
+        ({"anomaly": "yes"}, (422, "invalid_request")),
         ({"series": []}, (422, "invalid_request")),
         ({"series": None}, (422, "invalid_request")),
         ({"series": [{}]}, (422, "invalid_request")),

@@ -21,7 +21,7 @@ from kssm_client.rest import RestClient
 from kssm_client.session import AsyncSession
 from kssm_client.sync import Client, Session
 from kssm_client.text import Generated, TextSession, Token, open_text
-from kssm_client.types import Anomaly, Forecast, SeriesForecast, SessionInfo
+from kssm_client.types import Anomaly, Forecast, SeriesAnomaly, SeriesForecast, SessionInfo
 
 __all__ = [
     "Anomaly",
@@ -41,6 +41,7 @@ __all__ = [
     "ProtocolError",
     "ReplyLostError",
     "RestClient",
+    "SeriesAnomaly",
     "SeriesForecast",
     "ServerError",
     "Session",

@@ -22,7 +22,7 @@ from kssm_client.errors import (
     ReplyLostError,
     error_from_body,
 )
-from kssm_client.types import Forecast, SeriesForecast, SessionInfo, Timestamp
+from kssm_client.types import Forecast, SeriesAnomaly, SeriesForecast, SessionInfo, Timestamp
 from kssm_client.wire import (
     as_rows,
     as_samples,
@@ -97,10 +97,12 @@ class RestClient:
         quantiles: Sequence[float] = (0.1, 0.5, 0.9),
         model: str | None = None,
         timestamps: Sequence[Sequence[Timestamp]] | None = None,
+        anomaly: bool = False,
     ) -> list[SeriesForecast]:
         """Forecast many series at once, each a flat run of numbers of any length.
 
-        A mapping names its series; otherwise they are called "0", "1", ….
+        A mapping names its series; otherwise they are called "0", "1", …. ``anomaly``: with the
+        anomaly scores of every sample given.
         """
         named = series if isinstance(series, Mapping) else dict(_numbered(series))
         times = [None] * len(named) if timestamps is None else timestamps
@@ -111,7 +113,8 @@ class RestClient:
             "horizon": horizon,
             "quantiles": list(quantiles),
         }
-        reply = self._json("POST", "/v1/forecast", body | _optional(model=model))
+        wanted = _optional(model=model, anomaly=anomaly or None)
+        reply = self._json("POST", "/v1/forecast", body | wanted)
         return [_series_forecast(entry) for entry in reply["forecasts"]]
 
     def create_session(
@@ -265,4 +268,10 @@ def _series_forecast(entry: Mapping[str, Any]) -> SeriesForecast:
         mean=np.asarray(entry["mean"], dtype=np.float64),
         levels=tuple(level for level, _ in by_level),
         values=np.asarray([values for _, values in by_level], dtype=np.float64),
+        anomaly=_series_anomaly(entry["anomaly"]) if "anomaly" in entry else None,
     )
+
+
+def _series_anomaly(entry: Mapping[str, Any]) -> SeriesAnomaly:
+    names = ("score", "tail_probability", "surprise")
+    return SeriesAnomaly(*(np.asarray(entry[name], dtype=np.float64) for name in names))

@@ -87,13 +87,26 @@ class Forecast:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SeriesAnomaly:
+    """What ``Anomaly`` says, of every sample of a series: [samples] each, NaN = none."""
+
+    score: FloatArray
+    tail_probability: FloatArray
+    surprise: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SeriesForecast:
-    """A batch forecast of one series: ``values`` [quantiles, horizon], ``mean`` [horizon]."""
+    """A batch forecast of one series: ``values`` [quantiles, horizon], ``mean`` [horizon].
+
+    ``anomaly`` is None unless it was asked for.
+    """
 
     id: str
     mean: FloatArray
     levels: tuple[float, ...]
     values: FloatArray
+    anomaly: SeriesAnomaly | None = None
 
     def quantile(self, level: float) -> FloatArray:
         """One quantile, [horizon]; InvalidInputError for a level not asked for."""
