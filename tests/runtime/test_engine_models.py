@@ -59,7 +59,7 @@ def test_forecasts_of_every_backbone(name: str) -> None:
         np.testing.assert_allclose(
             in_pieces.quantiles / scale, at_once.quantiles / scale, atol=1e-4
         )
-        stateless = engine.predict([values[:, 0]], HORIZON, LEVELS).result()[0].T
+        stateless = engine.predict([values[:, 0]], HORIZON, LEVELS).result().quantiles[0].T
         np.testing.assert_allclose(stateless / scale, at_once.quantiles[0] / scale, atol=1e-4)
         twin = engine.fork(whole).result()
         futures = [engine.append(key, values[:5]) for key in (whole, twin)]
