@@ -13,6 +13,7 @@ import csv
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def scores_of(model: SignalForecaster, task: Task) -> Scores:
     return score(task, forecast_task(model, task, **options))
 
 
-def run_task(file: Path, checkpoint: str, minutes: float, output: Path) -> dict[str, Any]:
-    """Fine-tune and score one task."""
+def run_task(file: Path, checkpoint: str, config: FinetuneConfig, output: Path) -> dict[str, Any]:
+    """Fine-tune on one task's past and score its windows."""
     task = load_task(file)
     folder = output / file.stem
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,8 +56,7 @@ def run_task(file: Path, checkpoint: str, minutes: float, output: Path) -> dict[
     before = scores_of(model, task)
     started, busy = time.perf_counter(), time.process_time()
     series = read_series(folder / "data.csv", TableFormat("value", id_column="id"))
-    config = FinetuneConfig(horizon=task.prediction_length, minutes=minutes, holdout=0.0)
-    result = finetune(model, series, config)
+    result = finetune(model, series, replace(config, horizon=task.prediction_length))
     pretrained.save(model, folder / "model")
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
     after = scores_of(pretrained.load(folder / "model"), task)
@@ -64,10 +64,8 @@ def run_task(file: Path, checkpoint: str, minutes: float, output: Path) -> dict[
         "task": task.name,
         "series": result.series,
         "samples": result.samples,
-        "examples": result.examples,
         "seconds": round(seconds, 1),
         "processor_seconds": round(busy, 1),
-        "recipe": result.recipe,
         "share": result.share,
         "validation_ratio": result.validation[1] / result.validation[0],
         "zero_shot": before._asdict(),
@@ -97,16 +95,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tasks", type=Path, required=True, help="folder of evaluation tasks")
     parser.add_argument("--output", type=Path, default=Path("runs/finetune"))
     parser.add_argument("--checkpoint", default=pretrained.DEFAULT)
-    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--names", default="", help="tasks, separated by commas; all by default")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     names = options.names.split(",") if options.names else None
+    config = FinetuneConfig(minutes=options.minutes, holdout=0.0)
     rows: list[dict[str, Any]] = []
     for file in task_files(options.tasks):
         if names is None or file.stem in names:
-            rows.append(run_task(file, options.checkpoint, options.minutes, options.output))
+            rows.append(run_task(file, options.checkpoint, config, options.output))
             print(json.dumps(rows[-1]), flush=True)
     summary = summarise(rows, options.threads)
     (options.output / "results.json").write_text(json.dumps(summary, indent=1) + "\n")

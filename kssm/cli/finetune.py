@@ -30,13 +30,13 @@ def finetune(
     timestamp_column: Annotated[
         str | None, typer.Option(help="column to put the rows in order by")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="to take at most")] = 3.0,
+    minutes: Annotated[float, typer.Option(help="to take at most")] = 4.0,
     holdout: Annotated[
         float, typer.Option(help="share of each series, at its end, kept for the comparison")
     ] = 0.1,
-    seed: Annotated[int, typer.Option(help="of the order of the examples")] = 0,
+    seed: Annotated[int, typer.Option(help="of the pieces that are learned from")] = 0,
 ) -> None:
-    """Fit the forecaster's head to your series, and keep the result where it is better.
+    """Train the forecaster on your series, and keep the result where it is better.
 
     The folder holds a checkpoint for `kssm serve --model` and `kssm forecast --model`, and
     finetune.json with the scores before and after.
@@ -44,14 +44,14 @@ def finetune(
     import json
 
     from kssm.forecast import pretrained
+    from kssm.training.adapt import AdaptConfig
     from kssm.training.finetune import FinetuneConfig
     from kssm.training.finetune import finetune as run
-    from kssm.training.head_fit import FitConfig
     from kssm.training.tables import TableFormat, read_series
 
     console = Console(highlight=False)
-    fit = FitConfig(seed=seed)
-    config = FinetuneConfig(horizon=horizon, minutes=minutes, holdout=holdout, fit=fit)
+    adapt = AdaptConfig(seed=seed)
+    config = FinetuneConfig(horizon=horizon, minutes=minutes, holdout=holdout, adapt=adapt)
     series = read_series(data, TableFormat(column, id_column, timestamp_column))
     model = pretrained.load(checkpoint)
     columns = (TextColumn("{task.description:<8}"), BarColumn(), TimeElapsedColumn())
@@ -79,7 +79,7 @@ def _show(console: Console, result: FinetuneResult, output: Path) -> None:
         if not math.isnan(before):
             console.print(f"CRPS on the {name}: {before:.4g} before, {after:.4g} after")
     console.print(
-        f"learned from: {result.recipe}, {result.share:.0%} of the way"
+        f"{result.share:.0%} of the way to the trained weights"
         if result.share
         else "no gain on the validation part: the weights stay as they were"
     )

@@ -1,7 +1,8 @@
-"""Fine-tuning on one's own series in minutes on a CPU: only the head learns, and only if it helps.
+"""Fine-tuning on one's own series in minutes on a CPU: as far as it helps on what it has not seen.
 
-The backbone stays as it is, so its hidden states are computed once, by the compiled prefill, and
-the head is fitted to them (``kssm.training.recipes``).
+All weights are trained on what comes before the series' last fifth (``kssm.training.adapt``), and
+mixed with the old ones in the share that forecasts that fifth best. Then the training goes on with
+everything known, and its weights are mixed in the same share.
 """
 
 from __future__ import annotations
@@ -9,34 +10,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kssm.errors import InvalidInputError
 from kssm.forecast.batch import as_series
 from kssm.forecast.forecaster import SignalForecaster
-from kssm.training.examples import Examples, Origins, collect
-from kssm.training.head_fit import FitConfig, crps
-from kssm.training.hidden import HiddenReader
-from kssm.training.recipes import Material, choose
+from kssm.training.adapt import AdaptConfig, adapt, blend
+from kssm.training.assess import Origins, Windows, crps
 
 Floats = NDArray[np.float64]
 Report = Callable[[str, float], None]
-Progress = Callable[[float], None]
 
 LEAST_HISTORY = 32  # samples before the first window that is scored
-CONTEXT = 2048  # samples read before the first window that is scored
-MOST_WINDOWS = 20  # scored of each series
-MOST_SCORED = 400  # series
-MOST_EXAMPLES = 30_000
-FIRST_ORIGIN = 64  # samples of history before the first example, or a quarter of a short series
-_TOKENS_A_SECOND = 4000  # that a thread is trusted to stream
-_STREAMING_SHARE = 0.4  # of the time, for the examples
+CONTEXT = 1024  # samples read before the first window that is scored
+MOST_WINDOWS = 20  # of the hold-out, scored of each series
+MOST_DECIDING = 12  # overlapping windows that decide, of each series
+CALMER = 0.5  # learning rate of the second training, relative to the first
+MOST_SAMPLES = 60_000  # read for a score: further series are left out
+SHARES = (0.25, 0.5, 1.0)
+"""Shares of the way from the old weights to the new ones that are tried."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +42,14 @@ class FinetuneConfig:
     minutes: to take at most.
     holdout: share of each series, at its end, that is used for the final comparison only.
     validation: share of the rest, at its end, that decides whether and how far to go.
-    fit: of the head.
+    adapt: of the training.
     """
 
     horizon: int = 24
-    minutes: float = 3.0
+    minutes: float = 4.0
     holdout: float = 0.1
     validation: float = 0.2
-    fit: FitConfig = field(default_factory=FitConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -66,21 +62,18 @@ class FinetuneConfig:
 @dataclass(frozen=True)
 class FinetuneResult:
     """Attributes:
-    recipe: what was learned from in the end: "everywhere", "recent", or "nothing".
-    share: how far the weights went from the old to the fitted ones, 0 = not at all.
-    validation: CRPS before, and with the recipe before it was repeated on everything.
+    share: how far the weights went from the old to the trained ones, 0 = not at all.
+    validation: CRPS before, and with the weights that had not seen these windows.
     holdout: CRPS before and after (NaN without a hold-out).
-    series, samples, examples: what was learned from.
+    series, samples: what was learned from.
     seconds: taken.
     """
 
-    recipe: str
     share: float
     validation: tuple[float, float]
     holdout: tuple[float, float]
     series: int
     samples: int
-    examples: int
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,69 +83,6 @@ class FinetuneResult:
             before, after = (None if math.isnan(v) else v for v in entries[name])
             entries[name] = {"zero_shot": before, "finetuned": after}
         return entries
-
-
-def finetune(
-    model: SignalForecaster,
-    series: Mapping[str, Floats] | Sequence[Floats],
-    config: FinetuneConfig,
-    report: Report | None = None,
-) -> FinetuneResult:
-    """Fit the head of ``model``, in place, to series (float64, NaN = missing).
-
-    ``report`` is told the stage and the share of it that is done.
-
-    Raises ``InvalidInputError`` (``series_too_short``) where no series has room for a history and
-    its windows, and what ``as_series`` raises.
-    """
-    started = time.perf_counter()
-    tell = report or _silence
-    values = list(series.values()) if isinstance(series, Mapping) else list(series)
-    parts = split([as_series(x) for x in values], config)
-    material = _read(model, parts, config, lambda share: tell("reading", share))
-    holdout = None
-    if config.holdout:
-        holdout = Reading(model, config).windows(parts.whole, parts.holdout)
-    tell("reading", 1.0)
-    deadline = started + 60.0 * config.minutes
-    choice = choose(
-        model.head, material, config.fit, deadline, lambda share: tell("fitting", share)
-    )
-    heads = (model.head, choice.head)
-    nothing = (math.nan, math.nan)
-    result = FinetuneResult(
-        recipe=choice.recipe,
-        share=choice.share,
-        validation=choice.validation,
-        holdout=nothing if holdout is None else (crps(heads[0], holdout), crps(heads[1], holdout)),
-        series=len(parts.known),
-        samples=sum(map(len, parts.known)),
-        examples=len(material.everywhere),
-        seconds=time.perf_counter() - started,
-    )
-    model.head.load_state_dict(choice.head.state_dict())
-    return result
-
-
-def _silence(_stage: str, _share: float) -> None:
-    """Report nothing."""
-
-
-def _read(
-    model: SignalForecaster, parts: Split, config: FinetuneConfig, report: Progress
-) -> Material:
-    """Stream what comes before the hold-out."""
-    report(0.0)
-    reading = Reading(model, config)
-    fitted = parts.fitted()
-    latest = [_cuts(len(x), config.validation, config.horizon) for x in fitted]
-    recent = reading.windows(fitted, latest) if any(map(len, latest)) else None
-    report(0.15)
-    validation = reading.windows(parts.known, parts.validation)
-    report(0.3)
-    everywhere, ends = reading.everywhere(parts.known, [len(x) for x in fitted])
-    report(0.9)
-    return Material(everywhere, ends, recent, validation)
 
 
 @dataclass(frozen=True)
@@ -175,6 +105,122 @@ class Split:
         return [x[: cuts[0]] for x, cuts in zip(self.known, self.validation, strict=True)]
 
 
+def finetune(
+    model: SignalForecaster,
+    series: Mapping[str, Floats] | Sequence[Floats],
+    config: FinetuneConfig,
+    report: Report | None = None,
+) -> FinetuneResult:
+    """Train ``model``, in place, on series (float64, NaN = missing).
+
+    ``report`` is told the stage and the share of it that is done.
+
+    Raises ``InvalidInputError`` (``series_too_short``) where no series has room for a history and
+    its windows, and what ``as_series`` raises.
+    """
+    started = time.perf_counter()
+    tell = report or _silence
+    values = list(series.values()) if isinstance(series, Mapping) else list(series)
+    parts = split([as_series(x) for x in values], config)
+    clock = _Clock(started + 60.0 * config.minutes)
+    tell("scoring", 0.0)
+    final = scored(parts.whole, parts.holdout, config.horizon, config.adapt.seed)
+    held = clock.score(model, final)
+    choice = _choose(model, parts, config, clock, tell)
+    if choice.share:
+        calmer = replace(
+            config.adapt,
+            learning_rate=CALMER * config.adapt.learning_rate,
+            seed=config.adapt.seed + 1,
+        )
+        until = clock.until(trainings=1, scores=1)
+        trained = adapt(choice.trained, parts.known, config.horizon, calmer, until, _half(tell, 1))
+        model.load_state_dict(blend(model, trained, choice.share).state_dict())
+        model.eval()  # forgets what was compiled for the old weights
+    tell("training", 1.0)
+    return FinetuneResult(
+        share=choice.share,
+        validation=choice.scores,
+        holdout=(held, clock.score(model, final)),
+        series=len(parts.known),
+        samples=sum(map(len, parts.known)),
+        seconds=time.perf_counter() - started,
+    )
+
+
+class _Choice(NamedTuple):
+    """How far to go towards what was trained, and the CRPS on the windows that decided, before
+    and with it."""
+
+    share: float
+    scores: tuple[float, float]
+    trained: SignalForecaster
+
+
+def _choose(
+    model: SignalForecaster, parts: Split, config: FinetuneConfig, clock: _Clock, tell: Report
+) -> _Choice:
+    """Train on what comes before the windows that decide, and mix with the old weights."""
+    deciding = scored(parts.known, parts.validation, config.horizon, config.adapt.seed)
+    before = clock.score(model, deciding)
+    until = clock.until(trainings=2, scores=len(SHARES) + 1)
+    trained = adapt(model, parts.fitted(), config.horizon, config.adapt, until, _half(tell, 0))
+    tried = {share: clock.score(blend(model, trained, share), deciding) for share in SHARES}
+    least = min(tried.values())
+    if not least < before:
+        return _Choice(0.0, (before, before), trained)
+    share = min(share for share, score in tried.items() if score == least)
+    return _Choice(share, (before, least), trained)
+
+
+class _Clock:
+    """Shares out the time there is: trainings get what scoring leaves."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._scoring = 0.0
+
+    def score(self, model: SignalForecaster, windows: Windows) -> float:
+        """CRPS, NaN without windows; remembers how long it took."""
+        if not len(windows):
+            return math.nan
+        begun = time.perf_counter()
+        found = crps(model, windows)
+        self._scoring = max(self._scoring, time.perf_counter() - begun)
+        return found
+
+    def until(self, *, trainings: int, scores: int) -> float:
+        """When the first of so many trainings must end if so many scores have to follow in all."""
+        now = time.perf_counter()
+        return now + max(0.0, self._deadline - now - scores * self._scoring) / trainings
+
+
+def _half(tell: Report, number: int) -> Callable[[float], None]:
+    """Reports of the first or second training."""
+    return lambda share: tell("training", (number + share) / 2)
+
+
+def _silence(_stage: str, _share: float) -> None:
+    """Report nothing."""
+
+
+def scored(
+    series: Sequence[Floats], origins: Sequence[Origins], horizon: int, seed: int
+) -> Windows:
+    """The windows at the origins, each with at most ``CONTEXT`` samples before its series' first;
+    of a random choice of series where all would be more than ``MOST_SAMPLES``."""
+    order = np.random.default_rng(seed).permutation(len(series)).tolist()
+    chosen: list[tuple[Floats, Origins]] = []
+    room = MOST_SAMPLES
+    for row in order:
+        cuts = origins[row]
+        if room > 0 and len(cuts):
+            start = max(0, int(cuts[0]) - CONTEXT)
+            chosen.append((series[row][start:], cuts - start))
+            room -= int(cuts[-1]) - start
+    return Windows([x for x, _ in chosen], [cuts for _, cuts in chosen], horizon)
+
+
 def split(series: Sequence[Floats], config: FinetuneConfig) -> Split:
     """Cut hold-out and validation windows off the end of each series; raises ``series_too_short``
     where none has room for them."""
@@ -182,7 +228,7 @@ def split(series: Sequence[Floats], config: FinetuneConfig) -> Split:
     for values in series:
         held = _cuts(len(values), config.holdout, config.horizon)
         known = values[: held[0]] if len(held) else values
-        cuts = _cuts(len(known), config.validation, config.horizon)
+        cuts = _deciding(len(known), config.validation, config.horizon)
         if not len(cuts) or (config.holdout and not len(held)):
             continue
         found.whole.append(values)
@@ -205,53 +251,10 @@ def _cuts(length: int, share: float, horizon: int) -> Origins:
     return length - horizon * np.arange(count, 0, -1) if count > 0 else np.array([], np.int64)
 
 
-class Reading:
-    """Streams series through the backbone, within the time there is."""
-
-    def __init__(self, model: SignalForecaster, config: FinetuneConfig) -> None:
-        self._reader = HiddenReader(model)
-        self._horizon = config.horizon
-        self._head_horizon = model.config.head_horizon
-        seconds = 60.0 * config.minutes * _STREAMING_SHARE
-        self._tokens = int(seconds * torch.get_num_threads() * _TOKENS_A_SECOND)
-        self._seed = config.fit.seed
-
-    def windows(self, series: Sequence[Floats], origins: Sequence[Origins]) -> Examples:
-        """The windows at the origins, of a random choice of the series that have any."""
-        able = [row for row, cuts in enumerate(origins) if len(cuts)]
-        rows = [able[place] for place in self._some(len(able), MOST_SCORED)]
-        starts = [max(0, int(origins[row][0]) - CONTEXT) for row in rows]
-        recent = [series[row][start:] for row, start in zip(rows, starts, strict=True)]
-        cuts = [origins[row] - start for row, start in zip(rows, starts, strict=True)]
-        return self._collect(recent, cuts, self._horizon)
-
-    def everywhere(
-        self, series: Sequence[Floats], fitted: Sequence[int]
-    ) -> tuple[Examples, Tensor]:
-        """Situations all along the series, as far back as there is time for, and where in each of
-        them the first ``fitted`` samples of the series end."""
-        usual = min(CONTEXT, int(np.mean([len(x) for x in series])))
-        rows = self._some(len(series), max(1, self._tokens // usual))
-        most = self._tokens // len(rows)
-        recent = [series[row][-most:] for row in rows]
-        stride = max(1, sum(map(len, recent)) // MOST_EXAMPLES)
-        origins = [np.arange(min(FIRST_ORIGIN, len(x) // 4), len(x), stride) for x in recent]
-        ends = torch.tensor([fitted[row] - max(0, len(series[row]) - most) for row in rows])
-        direct = self._collect(recent, origins, min(self._horizon, self._head_horizon))
-        if self._horizon <= self._head_horizon:
-            return direct, ends
-        # A roll-out reads as many missing samples as it looks ahead: one a horizon.
-        far = [cuts[:: -(-self._horizon // stride)] for cuts in origins]
-        rolled = self._collect(recent, far, self._horizon)
-        return Examples.join([direct, rolled]), ends
-
-    def _collect(
-        self, series: Sequence[Floats], origins: Sequence[Origins], horizon: int
-    ) -> Examples:
-        return collect(self._reader, series, origins, horizon, self._head_horizon)
-
-    def _some(self, count: int, most: int) -> list[int]:
-        if count <= most:
-            return list(range(count))
-        random = np.random.default_rng(self._seed)
-        return sorted(random.choice(count, most, replace=False).tolist())
+def _deciding(length: int, share: float, horizon: int) -> Origins:
+    """Overlapping windows in the last ``share`` of a series, or in the last one and a half."""
+    stretch = min(max(int(length * share), horizon * 3 // 2), length - LEAST_HISTORY)
+    cuts = np.arange(length - stretch, length - horizon + 1, max(1, horizon // 4))
+    if stretch < horizon or len(cuts) <= MOST_DECIDING:
+        return cuts
+    return cuts[np.linspace(0, len(cuts) - 1, MOST_DECIDING).round().astype(np.int64)]
