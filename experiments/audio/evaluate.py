@@ -113,6 +113,7 @@ class Linear(NamedTuple):
 _WINDOWS: Final[Mapping[str, Callable[[], Floats]]] = {
     "Barnwell .97": lambda: baselines.barnwell(400, 0.97),
     "Barnwell .98": lambda: baselines.barnwell(400, 0.98),
+    "Barnwell .985": lambda: baselines.barnwell(400, 0.985),
     "skewed 240/20": lambda: baselines.skewed(240, 20),
 }
 
@@ -123,7 +124,7 @@ def linear_gains(
     """Backward-adaptive linear prediction: orders, windows, how often updated; no workers, none."""
     settings = [
         Linear(order, window, every)
-        for order in (16, 32, 50)
+        for order in (16, 32, 50, 128)
         for window in windows
         for every in (1, 40)
     ]
