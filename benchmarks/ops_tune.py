@@ -45,10 +45,11 @@ TILES = tuple(
     for every in (1, 4, 8)
 )
 BACK = (Tuning(block_d=512, warps=8, enough=0), Tuning(block_d=64, enough=0))
+BACK_RINGS = (RingTuning(4), RingTuning(6), RingTuning(8))
 FEW = 16_384
 """Rows times channels up to which walks are cut in time too, and not left whole."""
 
-Pair = tuple[AnyTuning, Tuning]
+Pair = tuple[AnyTuning, Tuning | RingTuning]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,11 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finish("ops_tune", device, rows, save=options.save)
 
 
-def candidates(case: Case) -> tuple[list[AnyTuning], list[Tuning]]:
+def candidates(case: Case) -> tuple[list[AnyTuning], list[Tuning | RingTuning]]:
     """What is tried for (forward, backward)."""
     if case.batch * case.channels <= FEW:
         return [*cut(WALKS[:1]), *TILES], list(cut(BACK))
-    return [*WALKS, *RINGS, *TILES[:1]], list(BACK)
+    return [*WALKS[:1], *RINGS, *TILES[:1]], [*BACK_RINGS, *BACK]
 
 
 def timed(

@@ -1,4 +1,4 @@
-// Runs walk.cu or tile.cu on a CPU: lanes in turns from wait to wait, one program after the other.
+// Runs the scan's CUDA sources on a CPU: lanes in turns from wait to wait, one program after the other.
 // "kernel.inc" is its text.
 //
 // Every third look at what other programs have written comes too early, as it may on a GPU.
@@ -32,6 +32,7 @@ struct Group {  // of lanes that wait for each other
 
 struct Lane {
   ucontext_t context;
+  float handed;
   std::vector<char> stack;
   int looks;
   bool done;
@@ -62,6 +63,14 @@ static bool __all_sync(unsigned, bool vote) {
   warp.against += !vote;
   wait_in(warp);
   return warp.vote;
+}
+
+static float __shfl_xor_sync(unsigned, float value, int bit) {
+  lanes[threadIdx.x].handed = value;
+  __syncwarp();
+  float found = lanes[threadIdx.x ^ bit].handed;
+  __syncwarp();
+  return found;
 }
 
 static int atomicAdd(int* counter, int value) {
@@ -121,6 +130,10 @@ static Quad look(const Quad* from);
 
 #include "kernel.inc"
 
+template <class T>
+static T only_argument(void (*)(T));
+using Given = decltype(only_argument(ENTRY));
+
 static Pair unpack_half(unsigned word) {
   return {half_value((unsigned short)word), half_value((unsigned short)(word >> 16))};
 }
@@ -133,7 +146,7 @@ static Quad look(const Quad* from) {
   return *from;
 }
 
-static const Arguments* given;
+static const Given* given;
 
 static void live() {
   ENTRY(*given);
@@ -163,7 +176,7 @@ static void run_program(int threads) {
   }
 }
 
-extern "C" void run(const Arguments* arguments, int programs, int threads, int shared_bytes) {
+extern "C" void run(const Given* arguments, int programs, int threads, int shared_bytes) {
   given = arguments;
   lanes.resize(threads);
   for (Lane& lane : lanes) lane.stack.resize(1 << 16);

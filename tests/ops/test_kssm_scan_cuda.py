@@ -45,7 +45,8 @@ def somewhere(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=list(TUNINGS))
 def tuned(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Run ``scan_triton`` with each tuning."""
-    tunings = (TUNINGS[request.param], BACKWARD)
+    tuning = TUNINGS[request.param]
+    tunings = (tuning, tuning if isinstance(tuning, RingTuning) else BACKWARD)
     monkeypatch.setattr(kernel, "scan_triton", partial(kernel.scan_triton, tuning=tunings))
 
 
@@ -68,10 +69,12 @@ def test_each_option_alone(options):
     check(make_problem(2, 33, 128, 1, **options), torch.bfloat16)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("tokens", "dtype"), [(13, torch.bfloat16), (13, torch.float16), (70, torch.bfloat16)]
+)
 @pytest.mark.usefixtures("poisoned", "tuned")
-def test_gradients(dtype):
-    problem = make_problem(2, 13, 64, 1, **ALL)
+def test_gradients(tokens, dtype):
+    problem = make_problem(3, tokens, 64, 1, **ALL)
     expected = problem.gradients("reference")
     found = problem.to(dtype, DEVICE).gradients("triton")
     for name, value in expected.items():

@@ -1,4 +1,4 @@
-"""Launching walk.cu and tile.cu: the forward scan over 16-bit inputs, reading them once."""
+"""Launching walk.cu, tile.cu and walk_back.cu: the scan over 16-bit inputs, reading them once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from torch import Tensor
 
 from kssm.ops.kssm_scan.cuda_program import compiler, program
 from kssm.ops.kssm_scan.kernel_cut import Cut, RingTuning, Rows, TileTuning
-from kssm.ops.kssm_scan.kernel_launch import Scan, evenly_spaced, room_for_kept, room_for_output
+from kssm.ops.kssm_scan.kernel_launch import (
+    Gradients,
+    Scan,
+    evenly_spaced,
+    room_for_kept,
+    room_for_output,
+)
 from kssm.ops.launch import on_device
 
 _BLOCK = 64
@@ -37,6 +43,26 @@ class Arguments(ctypes.Structure):
     )
 
 
+class GradientArguments(ctypes.Structure):
+    """``struct Gradients`` of walk_back.cu."""
+
+    _fields_ = (
+        ("dy", ctypes.c_void_p),
+        ("last", ctypes.c_void_p),
+        ("streams", ctypes.c_void_p * 4),
+        ("b", ctypes.c_void_p * 2),
+        ("parameters", ctypes.c_void_p),
+        ("initial", ctypes.c_void_p),
+        ("dy_spacing", ctypes.c_int),
+    )
+
+
+class AllArguments(ctypes.Structure):
+    """``struct Both`` of walk_back.cu."""
+
+    _fields_ = (("forward", Arguments), ("to", GradientArguments))
+
+
 def fits(scan: Scan) -> bool:
     """Whether these kernels can do a scan on its device."""
     x = scan.x
@@ -51,32 +77,77 @@ def forward_by_cuda(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``kernel_launch.forward`` for a scan that ``fits``; ``keep`` is 1, 2, 4 or 8."""
     x = scan.x
-    channels = x.shape[-1]
-    defines = {"D": channels, "GROUPS": scan.groups, "HALF": int(x.dtype == torch.float16)}
-    defines |= {"FACTOR": int(scan.token_dt is not None), "KEEP": keep or 0}
     inputs, spacing = _aligned(*evenly_spaced(scan.inputs))
     y = room_for_output(x, scan.lengths)
-    last = x.new_empty(scan.rows, channels, 2, dtype=torch.float32)
+    last = x.new_empty(scan.rows, x.shape[-1], 2, dtype=torch.float32)
     kept = room_for_kept(scan, keep)
-    arguments = Arguments(
-        streams=_addresses(inputs[:4]),
-        b=_addresses(inputs[4:]),
-        parameters=_addresses(scan.parameters),
-        initial=_address(scan.initial_state),
-        factor=_address(scan.token_dt),
-        y=y.data_ptr(),
-        kept=_address(kept),
-        last=last.data_ptr(),
-        spacing=spacing,
-        tokens=x.shape[1],
-        rows=x.shape[0],
-    )
+    arguments = _arguments(scan, inputs, spacing, kept)
+    arguments.y, arguments.last = y.data_ptr(), last.data_ptr()
+    defines = _defines(scan, keep)
     with on_device(x.device):
         if isinstance(tuning, RingTuning):
             _walk(scan, tuning, defines, arguments)
         else:
             _tile(scan, tuning.keeping(keep), defines, arguments)
     return y, last, kept
+
+
+def backward_by_cuda(
+    scan: Scan, kept: Tensor, dy: Tensor, dfinal: Tensor, tuning: RingTuning
+) -> Gradients:
+    """``kernel_launch.backward`` for a scan that ``fits``, row by row."""
+    x = scan.x
+    batch, tokens, channels = x.shape
+    given = (*scan.inputs[:4], dy.to(x.dtype), *scan.inputs[4:])
+    inputs, spacing = _aligned(*evenly_spaced(given), streams=5)
+    to_tokens = [room_for_output(t, scan.lengths) for t in scan.inputs[:4]]
+    partial = (batch, tokens, scan.groups, channels // scan.groups // _BLOCK)
+    to_b = [room_for_output(x, scan.lengths, partial, torch.float32) for _ in range(2)]
+    to_parameters = x.new_empty(scan.rows, 6, channels, dtype=torch.float32)
+    to_initial = x.new_empty(scan.rows, channels, 2, dtype=torch.float32)
+    dfinal = dfinal.contiguous()
+    forward = _arguments(scan, (*inputs[:4], *inputs[5:]), (*spacing[:4], *spacing[5:]), kept)
+    to = GradientArguments(
+        dy=inputs[4].data_ptr(),
+        last=dfinal.data_ptr(),
+        streams=_addresses(to_tokens),
+        b=_addresses(to_b),
+        parameters=to_parameters.data_ptr(),
+        initial=to_initial.data_ptr(),
+        dy_spacing=spacing[4],
+    )
+    defines = _defines(scan, tuning.keep) | {"AHEAD": tuning.ahead}
+    shared = (tuning.ahead * (tuning.keep * 5 * 32 + 2 * _BLOCK) + 3 * 32) * _WORD
+    rows = _place(forward, Rows(scan.lengths, scan.offsets))
+    with on_device(x.device):
+        kernel = program("walk_back.cu", "walk_back_kernel", defines, shared, x.device)
+        kernel.launch(scan.rows * (channels // _BLOCK), 32, AllArguments(forward, to))
+    del rows  # needed until here
+    return Gradients(to_tokens, [t.sum(-1) for t in to_b], to_parameters.sum(0), to_initial)
+
+
+def _defines(scan: Scan, keep: int | None) -> dict[str, int]:
+    """What parts.cuh wants to know."""
+    x = scan.x
+    defines = {"D": x.shape[-1], "GROUPS": scan.groups, "HALF": int(x.dtype == torch.float16)}
+    return defines | {"FACTOR": int(scan.token_dt is not None), "KEEP": keep or 0}
+
+
+def _arguments(
+    scan: Scan, inputs: Sequence[Tensor], spacing: Sequence[int], kept: Tensor | None
+) -> Arguments:
+    """Everything but where rows lie and where results go."""
+    return Arguments(
+        streams=_addresses(inputs[:4]),
+        b=_addresses(inputs[4:]),
+        parameters=_addresses(scan.parameters),
+        initial=_address(scan.initial_state),
+        factor=_address(scan.token_dt),
+        kept=_address(kept),
+        spacing=tuple(spacing),
+        tokens=scan.x.shape[1],
+        rows=scan.x.shape[0],
+    )
 
 
 def _walk(scan: Scan, tuning: RingTuning, defines: dict[str, int], arguments: Arguments) -> None:
@@ -135,11 +206,11 @@ def _usable(device: torch.device) -> bool:
 
 
 def _aligned(
-    inputs: Sequence[Tensor], spacing: Sequence[int]
+    inputs: Sequence[Tensor], spacing: Sequence[int], streams: int = 4
 ) -> tuple[list[Tensor], tuple[int, ...]]:
-    """Streams whose tokens begin at multiples of 16 bytes; the others are copied."""
+    """The first ``streams`` with tokens at multiples of 16 bytes: copied if they are not."""
     found, steps = list(inputs), list(spacing)
-    for i, tensor in enumerate(inputs[:4]):
+    for i, tensor in enumerate(inputs[:streams]):
         if tensor.data_ptr() % 16 or steps[i] % 8:
             found[i] = tensor.clone(memory_format=torch.contiguous_format)
             steps[i] = tensor.shape[-1]

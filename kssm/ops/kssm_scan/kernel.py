@@ -9,9 +9,9 @@ import torch
 import triton
 from torch import Tensor
 
-from kssm.ops.kssm_scan.cuda_scan import fits, forward_by_cuda
+from kssm.ops.kssm_scan.cuda_scan import backward_by_cuda, forward_by_cuda
 from kssm.ops.kssm_scan.gates import ScanParameters
-from kssm.ops.kssm_scan.kernel_choice import FORWARD, Tunings, choose
+from kssm.ops.kssm_scan.kernel_choice import Tunings, choose, possible
 from kssm.ops.kssm_scan.kernel_cut import Tuning
 from kssm.ops.kssm_scan.kernel_launch import (
     Scan,
@@ -73,14 +73,12 @@ class _TritonScan(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         scan = _bundle(tensors, token_dt, lengths, offsets, initial_state)
-        tuning = tuning or choose(scan)
-        keep = tuning[1].unroll if wanted else None
+        tuning = possible(scan, tuning or choose(scan))
+        keep = tuning[1].keep if wanted else None
         if isinstance(tuning[0], Tuning):
             y, final, kept = forward(scan, tuning[0], keep)
-        elif fits(scan):
-            y, final, kept = forward_by_cuda(scan, tuning[0], keep)
         else:
-            y, final, kept = forward(scan, FORWARD, keep)
+            y, final, kept = forward_by_cuda(scan, tuning[0], keep)
         if wanted:
             ctx.tuning = tuning[1]
             ctx.save_for_backward(token_dt, lengths, offsets, initial_state, kept, *tensors)
@@ -90,7 +88,8 @@ class _TritonScan(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         token_dt, lengths, offsets, initial_state, kept, *tensors = ctx.saved_tensors
         scan = _bundle(tensors, token_dt, lengths, offsets, initial_state)
-        found = backward(scan, kept, gradients[0], gradients[1], ctx.tuning)
+        run = backward if isinstance(ctx.tuning, Tuning) else backward_by_cuda
+        found = run(scan, kept, gradients[0], gradients[1], ctx.tuning)
         to_b = (value.to(b.dtype) for value, b in zip(found.b, tensors[4:6], strict=True))
         start = None if initial_state is None else found.initial_state.to(initial_state.dtype)
         return (

@@ -21,7 +21,7 @@ _ENOUGH = 4
 """Rows are walked in one go if there are so many programs a multiprocessor."""
 
 AnyTuning = Tuning | RingTuning | TileTuning
-Tunings = tuple[AnyTuning, Tuning]
+Tunings = tuple[AnyTuning, Tuning | RingTuning]
 """Of the forward and of the backward pass."""
 
 
@@ -30,20 +30,28 @@ def choose(scan: Scan) -> Tunings:
     shape = shape_class(scan)
     forward = tuned(FORWARD_NAME, scan.x.device, shape)
     backward = tuned(BACKWARD_NAME, scan.x.device, shape)
-    first = by_rule(scan) if forward is None else decode(forward)
-    second = BACKWARD if backward is None else decode(backward)
-    assert isinstance(second, Tuning)
+    first, second = by_rule(scan)
+    first = first if forward is None else decode(forward)
+    found = second if backward is None else decode(backward)
+    assert not isinstance(found, TileTuning)
+    return first, found
+
+
+def possible(scan: Scan, tunings: Tunings) -> Tunings:
+    """The tunings, without the CUDA kernels where they cannot do a scan."""
+    if fits(scan):
+        return tunings
+    first = tunings[0] if isinstance(tunings[0], Tuning) else FORWARD
+    second = tunings[1] if isinstance(tunings[1], Tuning) else BACKWARD
     return first, second
 
 
-def by_rule(scan: Scan) -> AnyTuning:
-    """The forward pass where nothing was measured."""
-    if not fits(scan):
-        return FORWARD
+def by_rule(scan: Scan) -> Tunings:
+    """The cuts where nothing was measured."""
     programs = scan.rows * scan.x.shape[-1] // 64
     if programs >= _ENOUGH * processors(scan.x.device):
-        return RingTuning()
-    return TileTuning(every=4)
+        return RingTuning(), RingTuning(6)
+    return TileTuning(every=4), BACKWARD
 
 
 def shape_class(scan: Scan) -> ShapeClass:

@@ -29,6 +29,11 @@ class Tuning:
     shortest: int = 64
 
     @property
+    def keep(self) -> int:
+        """Tokens that one kept state stands for in the backward pass."""
+        return self.unroll
+
+    @property
     def share(self) -> int:
         """Channels a warp."""
         return self.block_d // self.warps
@@ -42,9 +47,14 @@ class Tuning:
 
 @dataclass(frozen=True)
 class RingTuning:
-    """Rows walked by walk.cu: 8 tokens are asked for at once, ``ahead`` - 1 times ahead of need."""
+    """Rows walked by walk.cu or walk_back.cu, ``ahead`` - 1 groups of tokens asked for early."""
 
     ahead: int = 4
+
+    @property
+    def keep(self) -> int:
+        """Tokens that one kept state stands for in walk_back.cu."""
+        return 4
 
 
 @dataclass(frozen=True)

@@ -7,26 +7,10 @@
 // Given by the compiler's command line, beside what parts.cuh says: AHEAD.
 
 #include "parts.cuh"
+#include "rows.cuh"
 
-#define BLOCKS (D / 64)
 #define GROUP 8   // tokens; a multiple of KEEP
 #define LINE 128  // words of a token in shared memory: 4 streams of 32 lanes
-#define NARROW 32  // tokens whose b a warp asks for at once
-
-struct Row {
-  long long number, first_token;
-  int length;
-};
-
-DEVICE Row find(const Arguments& g, int number) {
-  Row row = {number, (long long)number * g.tokens, g.tokens};
-  if (g.offsets) {
-    row.first_token = g.offsets[number];
-    row.length = (int)(g.offsets[number + 1] - row.first_token);
-  }
-  if (g.lengths && g.lengths[number] < row.length) row.length = (int)g.lengths[number];
-  return row;
-}
 
 // What a lane copies of the next group: 16 bytes of two tokens, 4 apart, of each stream.
 struct Source {
@@ -41,19 +25,6 @@ DEVICE void ask_for_group(const Arguments& g, u32* to, Source& from, int left) {
     from.at[s] += (long long)GROUP * g.spacing[s];
   }
   end_group();
-}
-
-// b and the step's factor of one token.
-struct Narrow {
-  Pair b;
-  float factor;
-};
-
-DEVICE Narrow read_narrow(const Arguments& g, long long token, bool there, int group) {
-  Narrow found = {{0.0f, 0.0f}, 1.0f};
-  if (there) found.b = read_b(g, token, group);
-  if (FACTOR && there) found.factor = g.factor[token];
-  return found;
 }
 
 struct Walker {
