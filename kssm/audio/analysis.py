@@ -14,6 +14,7 @@ SILENCE: Final = 1e-7
 """The smallest level: digital silence is not amplified beyond it."""
 _WHITE: Final = 1e-5
 _FLOOR: Final = 1e-9
+_FEW: Final = 8
 _STABLE: Final = 1.0 - 1e-6
 
 
@@ -57,6 +58,14 @@ def loudness(windows: Tensor, config: AudioConfig) -> Tensor:
     return power.sqrt().clamp_min(SILENCE)
 
 
+def fit_last(units: Tensor, config: AudioConfig) -> Tensor:
+    """The predictor that extrapolates, of windows [R, history] of level 1: [R, order]."""
+    window = _barnwell(config.history, config.memories[2], units.device)
+    products = autocorrelation(units * window, config.orders[2])
+    few = not units.is_cuda and len(units) <= _FEW
+    return solve(products) if few else levinson(products)[0]
+
+
 def fit(units: Tensor, config: AudioConfig, which: int) -> tuple[Tensor, Tensor]:
     """Predictor number ``which`` of windows [..., history] of level 1, as ``levinson`` gives it."""
     window = _barnwell(config.history, config.memories[which], units.device)
@@ -92,6 +101,21 @@ def levinson(products: Tensor) -> tuple[Tensor, Tensor]:
         error = error * (1.0 - k.square())
         reflections.append(k)
     return taps, torch.stack(reflections, dim=-1)
+
+
+def solve(products: Tensor) -> Tensor:
+    """The predictor that ``levinson`` finds, faster for a few long ones on a CPU.
+
+    By Cholesky factors of the normal equations; where rounding spoils them, by ``levinson``.
+    """
+    order = products.shape[-1] - 1
+    place = torch.arange(order, device=products.device)
+    matrix = products[..., (place.unsqueeze(1) - place).abs()]
+    matrix.diagonal(dim1=-2, dim2=-1).add_(products[..., :1] * _WHITE + _FLOOR)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if bool(failed.any()):
+        return levinson(products)[0]
+    return torch.cholesky_solve(products[..., 1:].unsqueeze(-1), factor).squeeze(-1)
 
 
 def similarity(units: Tensor, config: AudioConfig) -> Tensor:

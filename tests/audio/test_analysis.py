@@ -12,6 +12,7 @@ from kssm.audio.analysis import (
     levinson,
     predict_linearly,
     similarity,
+    solve,
 )
 from kssm.audio.outlook import extrapolate
 from tests.audio.support import TINY, sound
@@ -33,6 +34,14 @@ def test_levinson_solves_the_normal_equations() -> None:
         np.testing.assert_allclose(own, np.linalg.solve(matrix, row[1:]), rtol=1e-4)
     torch.testing.assert_close(reflection[:, -1], taps[:, -1])
     assert (reflection.abs() < 1).all()
+    torch.testing.assert_close(solve(products), taps, atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_be_solved_is_found_step_by_step() -> None:
+    """Autocorrelations that no signal has: the matrix is indefinite."""
+    products = torch.tensor([[1.0, -1.5, 1.5, 0.3]])
+    torch.testing.assert_close(solve(products), levinson(products)[0])
+    assert solve(products).isfinite().all()
 
 
 def test_silence_predicts_silence() -> None:
