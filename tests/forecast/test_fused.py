@@ -32,16 +32,17 @@ SPLIT = Plan(tile=16, channels=16, hidden=16, head_hidden=16, horizons=4)
 MANY = ManyPlan(
     chunk=3,
     tile=16,
-    columns=32,
+    columns=64,
     sum_tile=16,
     sum_columns=16,
-    deep=16,
+    deep=32,
     stages=1,
     select_tile=16,
     splits=3,
+    rows=16,
     horizons=8,
 )
-ONE = replace(SPLIT, tile=1)
+ONE = replace(SPLIT, tile=1, hidden=32, head_hidden=32, horizons=16)
 PLANS = [
     pytest.param(SPLIT, id="split"),
     pytest.param(ONE, id="one"),
