@@ -122,11 +122,9 @@ def linear_gains(
     recordings: Sequence[Floats], windows: Collection[str], workers: int
 ) -> dict[str, dict[str, float]]:
     """Backward-adaptive linear prediction: orders, windows, how often updated; no workers, none."""
-    settings = [
-        Linear(order, window, every)
-        for order in (16, 32, 50, 128)
-        for window in windows
-        for every in (1, 40)
+    settings = [Linear(16, window, every) for window in windows for every in (1, 40)]
+    settings += [
+        Linear(order, "Barnwell .985", every) for order in (32, 50, 128) for every in (1, 40)
     ]
     if not workers:
         return {}
