@@ -15,7 +15,7 @@ from service.body_limit import BodyLimit
 from service.core import Service
 from service.errors import install_error_handlers
 from service.openapi import install_openapi
-from service.routes import forecast, health, sessions, stream
+from service.routes import forecast, health, sessions, stream, texts
 from service.settings import Settings
 
 DESCRIPTION = "Send a signal's samples, get a calibrated forecast back after every frame."
@@ -43,7 +43,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
             allow_methods=["*"],
             allow_headers=["*"],
         )
-    for module in (health, forecast, sessions, stream):
+    for module in (health, forecast, sessions, texts, stream):
         app.include_router(module.router)
     install_error_handlers(app)
     install_openapi(app)

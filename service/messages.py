@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from service.schemas import ForecastOptions, SessionCreate, Strict
+from service.schemas import ForecastOptions, GenerateOptions, SessionCreate, Strict, Tokens
 
 RequestId = Annotated[str, Field(max_length=256)]
 
@@ -61,29 +61,19 @@ class Keepalive(Strict):
     request_id: RequestId | None = None
 
 
-class StreamTokens(Strict):
+class StreamTokens(Tokens):
     """``tokens.append``: text or token ids that follow those before."""
 
     type: Literal["tokens.append"]
     session: str
-    seq: Annotated[int, Field(ge=0, le=2**63 - 1)]
-    tokens: list[int] | None = None
-    text: str | None = None
     request_id: RequestId | None = None
 
 
-class StreamGenerate(Strict):
+class StreamGenerate(GenerateOptions):
     """``generate.create``: let the model go on with a session's text."""
 
     type: Literal["generate.create"]
     session: str
-    max_tokens: int = 64
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: list[int | str] = Field(default_factory=list[int | str], max_length=16)
-    ignore_eos: bool = False
     request_id: RequestId | None = None
 
 

@@ -15,6 +15,8 @@ _BODIES: Final = (
     schemas.SessionCreate,
     schemas.Frames,
     schemas.ForecastOptions,
+    schemas.Tokens,
+    schemas.GenerateOptions,
 )
 _PREFIX: Final = "#/components/schemas/{model}"
 

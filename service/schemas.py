@@ -209,6 +209,51 @@ class ForecastOptions(Strict):
     quantiles: list[float] | None = None
 
 
+class Tokens(Strict):
+    """Text or token ids that follow those before."""
+
+    model_config = _example(seq=0, tokens=[21831, 11687])
+    seq: Annotated[int, Field(ge=0, le=2**63 - 1)]
+    tokens: list[int] | None = None
+    text: str | None = None
+
+
+class GenerateOptions(Strict):
+    """How a language model goes on with a session's text."""
+
+    model_config = _example(max_tokens=32, temperature=0.8, top_p=0.95)
+    max_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    stop: list[int | str] = Field(default_factory=list[int | str], max_length=16)
+    ignore_eos: bool = False
+
+
+class Generation(BaseModel):
+    """The tokens made, all of them part of the session's text now, and why there are no more."""
+
+    model_config = _example(session=_SESSION, tokens=[625, 262], text=" over the", reason="length")
+    session: str
+    tokens: list[int]
+    text: str | None = None
+    reason: Literal["length", "stop", "cancelled"]
+
+
+class TokensAck(BaseModel):
+    """The tokens are part of the session's text."""
+
+    model_config = _example(type="ack", of="tokens.append", session=_SESSION, seq=0)
+    type: Literal["ack"]
+    of: Literal["tokens.append"]
+    session: str
+    seq: int
+
+
 class Model(BaseModel):
     """A model the server answers for."""
 

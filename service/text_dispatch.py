@@ -45,7 +45,7 @@ class TextDispatcher:
         def encode(reply: Reply) -> Payload:
             return wire.encode_ack(message.type, message.request_id, message.session, reply.seq)
 
-        future = self._texts.append(self._tenant, message)
+        future = self._texts.append(self._tenant, message.session, message)
         return Exchange(future, encode, message.session, message.seq, message.request_id)
 
     def _generate(self, message: messages.StreamGenerate) -> Exchange:
@@ -61,7 +61,7 @@ class TextDispatcher:
             text = None if vocabulary is None else vocabulary.text(result.tokens)
             return wire.encode_generation(message.session, result, text, message.request_id)
 
-        future = self._texts.generate(self._tenant, message, hear, flag)
+        future = self._texts.generate(self._tenant, message.session, message, flag, hear)
         self._running.add(flag)
         future.add_done_callback(lambda _: self._running.discard(flag))
         request_id = message.request_id

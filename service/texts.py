@@ -12,7 +12,7 @@ from kssm.errors import InvalidInputError
 from kssm.language.rows import wrong_kind
 from kssm.language.sampling import MAX_SEED, Sampling
 from kssm.runtime import Engine, GenerationResult, Listener
-from service import messages
+from service import schemas
 from service.lanes import failed
 from service.manager import SessionManager
 from service.residency import Live
@@ -24,6 +24,10 @@ from service.wire import Frame
 Hear = Callable[[int, int], None]
 """Called on the event loop with each token's number and id."""
 _SEED_SPACE: Final = MAX_SEED + 1
+
+
+def _nobody(_number: int, _token: int) -> None:
+    """Hears nothing."""
 
 
 class TextManager:
@@ -40,7 +44,9 @@ class TextManager:
         """The model's tokens; None for a forecaster."""
         return self._manager.vocabulary
 
-    def append(self, tenant: str, message: messages.StreamTokens) -> asyncio.Future[Reply]:
+    def append(
+        self, tenant: str, session_id: str, message: schemas.Tokens
+    ) -> asyncio.Future[Reply]:
         """Append a message's tokens; numbered as frames are."""
         if self.vocabulary is None:
             return failed(wrong_kind())
@@ -48,10 +54,15 @@ class TextManager:
             ids = self.vocabulary.ids(message.tokens, message.text)
         except InvalidInputError as error:
             return failed(error)
-        return self._manager.append(tenant, message.session, Frame(message.seq, ids), tokens=True)
+        return self._manager.append(tenant, session_id, Frame(message.seq, ids), tokens=True)
 
     def generate(
-        self, tenant: str, message: messages.StreamGenerate, hear: Hear, flag: threading.Event
+        self,
+        tenant: str,
+        session_id: str,
+        message: schemas.GenerateOptions,
+        flag: threading.Event,
+        hear: Hear = _nobody,
     ) -> asyncio.Future[GenerationResult]:
         """Go on with a session's text until it ends, or until ``flag`` is set."""
         try:
@@ -75,7 +86,7 @@ class TextManager:
             live.dirty = True
             return result
 
-        address = (tenant, message.session)
+        address = (tenant, session_id)
         future = self._manager.run(*address, work)
         flags = self._flags.setdefault(address, set())
         flags.add(flag)
@@ -95,7 +106,7 @@ class TextManager:
             self.cancel(tenant, session_id)
 
     def _rules(
-        self, message: messages.StreamGenerate
+        self, message: schemas.GenerateOptions
     ) -> tuple[Sampling, int, Callable[[int], bool]]:
         if self.vocabulary is None:
             raise wrong_kind()
@@ -104,7 +115,14 @@ class TextManager:
             raise _bad(f"max_tokens must lie between 1 and {limit}")
         if message.seed is not None and not 0 <= message.seed <= MAX_SEED:
             raise _bad("seed must lie in 0 ... 2^63 - 1")
-        rules = Sampling(message.temperature, message.top_k, message.top_p)
+        rules = Sampling(
+            message.temperature,
+            message.top_k,
+            message.top_p,
+            message.repetition_penalty,
+            message.frequency_penalty,
+            message.presence_penalty,
+        )
         seed = secrets.randbelow(_SEED_SPACE) if message.seed is None else message.seed
         return rules, seed, self.vocabulary.stop(message.stop, ignore_eos=message.ignore_eos)
 

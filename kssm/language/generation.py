@@ -15,7 +15,9 @@ from kssm.language.sampling import (
     Sampling,
     check_seed,
     choose,
+    discourage,
     penalise,
+    seen_in,
     uniforms,
 )
 
@@ -81,6 +83,7 @@ class Generation:
         self._limits = limits
         self._prompts = [check_tokens(list(p), model.config.vocab_size) for p in prompts]
         self._seeds = _seeds(len(prompts), seed, generator)
+        self._drawn: list[list[int]] = [[] for _ in prompts]
 
     def run(self) -> Iterator[Piece]:
         """The tokens, one of every row that has not ended after another."""
@@ -105,10 +108,7 @@ class Generation:
     def _seen(self, logits: Tensor) -> Tensor | None:
         if self._limits.sampling.repetition_penalty == 1:
             return None
-        seen = torch.zeros_like(logits, dtype=torch.bool)
-        for row, prompt in zip(seen, self._prompts, strict=True):
-            row[torch.tensor(prompt, device=row.device)] = True
-        return seen
+        return seen_in(self._prompts, logits)
 
     def _rounds(
         self, arena: dict[str, Tensor], logits: Tensor, seen: Tensor | None
@@ -119,6 +119,7 @@ class Generation:
             tokens = self._choose(rows, number, logits, seen)
             chosen: list[int] = tokens.tolist()
             for row, token in zip(rows, chosen, strict=True):
+                self._drawn[row].append(token)
                 yield Piece(row, number, token)
             going = [i for i, token in enumerate(chosen) if token not in limits.stop_tokens]
             rows = [rows[i] for i in going]
@@ -134,11 +135,13 @@ class Generation:
         rules = [self._limits.sampling] * len(rows)
         seeds = [self._seeds[row] for row in rows]
         draws = torch.from_numpy(uniforms(seeds, [number] * len(rows)))
+        drawn = [self._drawn[row] for row in rows]
         with torch.inference_mode():
             if seen is None:
-                return choose(logits, rules, draws.to(logits.device))
+                fresh = discourage(logits, drawn, rules)
+                return choose(fresh, rules, draws.to(logits.device))
             index = torch.tensor(rows, device=logits.device)
-            penalised = penalise(logits, seen[index], rules)
+            penalised = discourage(penalise(logits, seen[index], rules), drawn, rules)
             tokens = choose(penalised, rules, draws.to(logits.device))
             seen[index, tokens] = True
             return tokens

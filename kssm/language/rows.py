@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kssm.errors import InvalidInputError
 from kssm.language.model import LanguageModel
-from kssm.language.sampling import Sampling, choose
+from kssm.language.sampling import Sampling, choose, discourage, penalise, seen_in
 from kssm.language.tokenizer import Tokenizer
 from kssm.models.base import State, StateSpec, fresh_state
 
@@ -115,10 +115,21 @@ class LanguageRows:
 
     @torch.inference_mode()
     def draw(
-        self, arena: State, slots: Tensor, rules: Sequence[Sampling], uniform: Tensor
+        self,
+        arena: State,
+        slots: Tensor,
+        rules: Sequence[Sampling],
+        uniform: Tensor,
+        drawn: Sequence[Sequence[int]],
     ) -> Tensor:
-        """The next token of rows ``slots`` [N], by each row's own rules and random number."""
-        return choose(self.model.logits(arena["hidden"][slots]), rules, uniform)
+        """The next token of rows ``slots`` [N], by each row's own rules and random number.
+
+        ``drawn`` are the tokens of each row that its penalties count.
+        """
+        logits = self.model.logits(arena["hidden"][slots])
+        if any(rule.repetition_penalty != 1 for rule in rules):
+            logits = penalise(logits, seen_in(drawn, logits), rules)
+        return choose(discourage(logits, drawn, rules), rules, uniform)
 
     def forecast_entries(self, horizon: int) -> Collection[str]:  # noqa: ARG002
         """Nothing: a language model does not forecast."""

@@ -31,6 +31,8 @@ class Sampling:
         top_p: only the likeliest tokens that together reach this probability.
         repetition_penalty: positive logits of tokens that occurred before are divided by it,
             negative ones multiplied (Keskar et al., "CTRL", 2019); 1 = off.
+        frequency_penalty: taken off the logit of a token for each time it was generated.
+        presence_penalty: taken off the logits of tokens that were generated at all.
 
     Raises InvalidInputError (``invalid_sampling``).
     """
@@ -39,6 +41,8 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -49,6 +53,14 @@ class Sampling:
             raise _bad("top_p must lie in (0, 1]")
         if not 0 < self.repetition_penalty < float("inf"):
             raise _bad("repetition_penalty must be finite and positive")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not abs(getattr(self, name)) < float("inf"):
+                raise _bad(f"{name} must be finite")
+
+    @property
+    def discourages(self) -> bool:
+        """Whether tokens generated before become less likely."""
+        return self.frequency_penalty != 0 or self.presence_penalty != 0
 
     @property
     def truncates(self) -> bool:
@@ -73,7 +85,7 @@ def choose(logits: Tensor, rules: Sequence[Sampling], uniform: Tensor) -> Tensor
 
     Args:
         logits: [N, vocabulary].
-        rules: one a row; repetition penalties are applied before (``penalise``).
+        rules: one a row; penalties are applied before (``penalise``, ``discourage``).
         uniform: [N] float64 random numbers in [0, 1), on the same device.
 
     Returns:
@@ -100,6 +112,26 @@ def penalise(logits: Tensor, seen: Tensor, rules: Sequence[Sampling]) -> Tensor:
         return logits
     penalty = _column([rule.repetition_penalty for rule in rules], logits)
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def discourage(logits: Tensor, drawn: Sequence[Sequence[int]], rules: Sequence[Sampling]) -> Tensor:
+    """Logits [N, V] after frequency and presence penalties for the tokens ``drawn`` a row."""
+    if not any(rule.discourages for rule in rules):
+        return logits
+    penalised = logits.clone()
+    for row, tokens, rule in zip(penalised, drawn, rules, strict=True):
+        ids, counts = torch.tensor(tokens, dtype=torch.long).unique(return_counts=True)
+        penalty = rule.frequency_penalty * counts + rule.presence_penalty
+        row[ids.to(row.device)] -= penalty.to(row)
+    return penalised
+
+
+def seen_in(drawn: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
+    """Which tokens are in each row's ``drawn``: [N, V] bool."""
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    for row, tokens in zip(seen, drawn, strict=True):
+        row[torch.tensor(tokens, dtype=torch.long, device=row.device)] = True
+    return seen
 
 
 def check_seed(seed: int) -> int:

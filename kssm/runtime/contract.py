@@ -103,9 +103,17 @@ class TokenModel(Forecaster, Protocol):
         ...
 
     def draw(
-        self, arena: State, slots: Tensor, rules: Sequence[Sampling], uniform: Tensor
+        self,
+        arena: State,
+        slots: Tensor,
+        rules: Sequence[Sampling],
+        uniform: Tensor,
+        drawn: Sequence[Sequence[int]],
     ) -> Tensor:
-        """The next token [N] of arena rows ``slots`` [N], by rules and random numbers a row."""
+        """The next token [N] of arena rows ``slots`` [N], by rules and random numbers a row.
+
+        ``drawn`` are the tokens of each row that its penalties count.
+        """
         ...
 
 

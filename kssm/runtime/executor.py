@@ -124,11 +124,17 @@ class Executor:
         staged[0, :rows], staged[1, :rows], staged[2, :rows] = first, second, slots
         return self._to_device(staged)
 
-    def draw(self, slots: Slots, rules: Sequence[Sampling], uniform: Floats) -> Slots:
+    def draw(
+        self,
+        slots: Slots,
+        rules: Sequence[Sampling],
+        uniform: Floats,
+        drawn: Sequence[Sequence[int]],
+    ) -> Slots:
         """The next tokens [N] of rows ``slots`` [N] of a language model; waits for the device."""
         model = cast("TokenModel", self._forecaster)
         moved = self._to_device(slots), self._to_device(uniform)
-        return self.fetch(model.draw(self.arena.tensors, moved[0], rules, moved[1]))
+        return self.fetch(model.draw(self.arena.tensors, moved[0], rules, moved[1], drawn))
 
     def forecast(self, slots: Slots, query: Query) -> Pending:
         """Quantiles [B', horizon, Q] of rows ``slots`` [B], B' >= B."""

@@ -40,7 +40,8 @@ class Generator:
         slots = np.concatenate([job.session.rows.slots for _, job in drawing])
         numbers = [step.start for step, _ in drawing]
         random = uniforms([job.seed for _, job in drawing], numbers)
-        tokens = self._executor.draw(slots, [job.rules for _, job in drawing], random)
+        rules, drawn = [job.rules for _, job in drawing], [job.drawn for _, job in drawing]
+        tokens = self._executor.draw(slots, rules, random, drawn)
         for (step, job), token in zip(drawing, tokens.tolist(), strict=True):
             job.values[step.start, 0] = token
 

@@ -74,14 +74,14 @@ class Requests:
         seed: int,
         listener: Listener,
     ) -> Generate:
-        """At most ``max_tokens`` tokens, drawn by ``rules`` with the numbers of ``seed``."""
+        """At most ``max_tokens`` tokens, drawn by ``rules`` with the numbers of ``seed``.
+
+        A session does not remember its tokens, so penalties count those of this generation.
+        """
         if self._vocabulary is None or session.channels != 1:
             raise wrong_kind()
         if not 1 <= max_tokens <= self._config.max_pending:
             message = f"max_tokens must lie between 1 and {self._config.max_pending}"
-            raise InvalidInputError(message, code="invalid_sampling")
-        if rules.repetition_penalty != 1:
-            message = "a session does not remember which tokens occurred: no repetition_penalty"
             raise InvalidInputError(message, code="invalid_sampling")
         return Generate(
             session=session,

@@ -54,4 +54,4 @@ def test_the_server_does_what_its_document_says(live):
             case.validate_response(response, checks=CHECKS)
 
         check()
-    assert seen == 14
+    assert seen == 16

@@ -91,6 +91,16 @@ def test_a_repetition_penalty_brings_new_tokens() -> None:
     assert len(set(plain)) < 20
 
 
+@pytest.mark.parametrize("name", ["frequency_penalty", "presence_penalty"])
+def test_discouraging_brings_new_tokens_but_spares_the_prompt(name: str) -> None:
+    model = tiny_language_model()
+    rules = Sampling(temperature=0, **{name: 1e6})
+    texts = model.generate([[1, 2, 3], [7]], 20, rules, stop_tokens=())
+    assert [len(set(text)) for text in texts] == [20, 20]
+    alone = model.generate([[7]], 20, rules, stop_tokens=())
+    assert alone[0] == texts[1]
+
+
 def test_nothing_to_do() -> None:
     assert tiny_language_model().generate([], 5) == []
 

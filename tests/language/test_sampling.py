@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kssm.errors import InvalidInputError
-from kssm.language.sampling import Sampling, choose, penalise, uniforms
+from kssm.language.sampling import Sampling, choose, discourage, penalise, seen_in, uniforms
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15], dtype=torch.float64)
 DRAWS = 20_000
@@ -90,6 +90,26 @@ def test_penalties_push_logits_down() -> None:
     assert torch.equal(penalise(logits, seen, rules), expected)
 
 
+def test_tokens_generated_before_are_discouraged() -> None:
+    logits = torch.tensor([[2.0, -2.0, 3.0]] * 3)
+    drawn = [[1, 2, 1, 1], [0], [0, 0]]
+    rules = [
+        Sampling(frequency_penalty=0.5, presence_penalty=1.0),
+        Sampling(presence_penalty=-0.5),
+        Sampling(),
+    ]
+    expected = torch.tensor([[2.0, -4.5, 1.5], [2.5, -2.0, 3.0], [2.0, -2.0, 3.0]])
+    assert torch.equal(discourage(logits, drawn, rules), expected)
+    assert torch.equal(logits, torch.tensor([[2.0, -2.0, 3.0]] * 3))
+    assert discourage(logits, drawn, [Sampling()] * 3) is logits
+    assert torch.equal(discourage(logits[:1], [[]], rules[:1]), logits[:1])
+
+
+def test_what_was_seen_is_marked() -> None:
+    seen = seen_in([[2, 0, 2], []], torch.zeros(2, 4))
+    assert seen.tolist() == [[True, False, True, False], [False] * 4]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -100,6 +120,8 @@ def test_penalties_push_logits_down() -> None:
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"repetition_penalty": 0.0},
+        {"frequency_penalty": float("nan")},
+        {"presence_penalty": float("-inf")},
     ],
 )
 def test_rules_are_checked(fields: dict[str, Any]) -> None:

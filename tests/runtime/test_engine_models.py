@@ -111,6 +111,20 @@ def test_forks_exports_and_imports_continue_alike(engine: Engine) -> None:
     assert int(state_of(engine, key)["position"][0, 0]) == len(PROMPT) + 14
 
 
+@pytest.mark.parametrize("penalty", ["frequency_penalty", "presence_penalty"])
+def test_penalties_count_a_generations_own_tokens(
+    engine: Engine, model: LanguageModel, penalty: str
+) -> None:
+    rules = Sampling(2.0, top_p=0.9, **{penalty: 1.5})
+    futures = [engine.generate(opened(engine, PROMPT), 15, r, seed=6) for r in (rules, RULES)]
+    texts = [list(future.result().tokens) for future in futures]
+    for text, asked in zip(texts, (rules, RULES), strict=True):
+        assert text == model.generate([PROMPT], 15, asked, seed=6, stop_tokens=())[0]
+    varied = Sampling(temperature=0, repetition_penalty=1e6)
+    text = engine.generate(opened(engine, PROMPT), 15, varied, seed=1).result().tokens
+    assert len(set(text)) == 15
+
+
 def test_a_stop_ends_the_text(engine: Engine) -> None:
     free = engine.generate(opened(engine, PROMPT), 12, RULES, seed=3).result().tokens
     last = free[5]
@@ -182,8 +196,6 @@ def test_what_cannot_be_done(kssm: Engine) -> None:
     for tokens in ([40], [-1], [0.5], [np.nan], [np.inf]):
         wrong = kssm.append(key, np.array([tokens], dtype=float), want_forecast=False)
         assert code_of(wrong) == "invalid_tokens"
-    penalty = Sampling(repetition_penalty=2.0)
-    assert code_of(kssm.generate(key, 5, penalty, seed=1)) == "invalid_sampling"
     assert code_of(kssm.generate(key, 0, RULES, seed=1)) == "invalid_sampling"
     assert code_of(kssm.generate(key, 5, RULES, seed=-1)) == "invalid_sampling"
     pair = kssm.open(2).result()

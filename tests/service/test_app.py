@@ -170,7 +170,8 @@ async def test_openapi_is_complete(client):
     assert all(code in codes for code in STATUS)
     posts = {path: item["post"] for path, item in document["paths"].items() if "post" in item}
     wanted = {path for path, post in posts.items() if post.get("requestBody", {}).get("required")}
-    assert wanted == {"/v1/forecast", "/v1/sessions/{session_id}/frames"}
+    session = "/v1/sessions/{session_id}"
+    assert wanted == {"/v1/forecast", f"{session}/frames", f"{session}/tokens"}
     text = json.dumps(document)
     for reference in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
         assert reference in components
