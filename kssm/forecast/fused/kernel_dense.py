@@ -39,7 +39,7 @@ def normed_kernel(
 ):  # fmt: skip
     """BN columns of the norm's product with ``w_ptr`` [N, DM]: ``out_ptr`` [room, N].
 
-    ACTIVE: through SiLU.
+    From column ACTIVE on they go through SiLU.
     """
     blocks: tl.constexpr = N // BN
     block = tl.program_id(0) % blocks
@@ -51,8 +51,9 @@ def normed_kernel(
         x = tl.load(scratch(lean_ptr, tile, k * BK, BLOCK, DM, BK))
         total += product(x, tile_of(w_ptr + k * BK, block * BN, BN, DM, BK), KIND)
     total *= _scale(squares_ptr, tile, BLOCK, DM, EPS, PARTS)
-    if ACTIVE:
-        total = silu(total)
+    if (block + 1) * BN > ACTIVE:
+        column = block * BN + tl.arange(0, BN)[None, :]
+        total = tl.where(column >= ACTIVE, silu(total), total)
     tl.store(scratch(out_ptr, tile, block * BN, BLOCK, N, BN), total.to(KIND))
 
 

@@ -178,14 +178,15 @@ def _normed(
     matrix: Tensor,
     out: Tensor,
 ) -> None:
-    """The product of the residual stream's norm with ``matrix``; through SiLU for the head."""
+    """The product of the residual stream's norm with ``matrix``; gates and head through SiLU."""
     sizes, columns = weights.sizes, out.shape[1]
     block = divisor(columns, plan.columns)
     normed_kernel[(triton.cdiv(len(call.values), plan.tile) * (columns // block),)](
         between.lean, between.squares, matrix, out,
         DM=sizes.d_model, N=columns, EPS=sizes.eps, PARTS=between.squares.shape[1],
         BLOCK=plan.tile, BN=block, BK=divisor(sizes.d_model, plan.deep), STAGES=plan.stages,
-        ACTIVE=out is between.hidden, num_warps=plan.warps, **_options(weights, pdl),
+        ACTIVE=0 if out is between.hidden else sizes.d_inner, num_warps=plan.warps,
+        **_options(weights, pdl),
     )  # fmt: skip
 
 

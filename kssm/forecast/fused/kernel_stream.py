@@ -75,7 +75,7 @@ def state_kernel(
     b_im = tl.load(scratch(selection_ptr, tile, 3 * DI + groups + group, BLOCK, COLUMNS, 1))
     mixed = scratch(inner_ptr, tile, first, BLOCK, 2 * DI, WIDTH)
     active = tl.load(mixed).to(tl.float32)
-    gate = silu(tl.load(scratch(inner_ptr, tile, DI + first, BLOCK, 2 * DI, WIDTH)).to(tl.float32))
+    gate = tl.load(scratch(inner_ptr, tile, DI + first, BLOCK, 2 * DI, WIDTH)).to(tl.float32)
     result = recur_block(
         selection, constants, b_re.to(tl.float32) + 1.0, b_im.to(tl.float32), stored, place, factor,
         live, active, gate, WIDTH, EPS, KIND,
