@@ -135,8 +135,9 @@ class ApartForecaster(SignalForecaster):
         """``forecast``, one resolution after the other: the reference and the fallback."""
         wanted = (*levels, 0.5)
         factors = self.config.thinning
-        shares = contest.weights(state["contest"], factors, horizon, self._block)
         clock, last = _clock(state), state["scaler"][:, 5]
+        ages = torch.stack([clock % factor for factor in factors], dim=1)
+        shares = contest.weights(state["contest"], factors, horizon, self._block, ages)
         mixed = super().forecast(state, horizon, wanted) * shares[:, 0, :, None]
         for i, factor in enumerate(factors, start=1):
             reach = coarse_length(horizon, factor)

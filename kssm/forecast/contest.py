@@ -25,6 +25,9 @@ FADE: Final = 0.99
 SHARPNESS: Final = 32.0
 DOUBT: Final = 4.0
 DOUBT_BLOCKS: Final = 8.0
+STALENESS: Final = SHARPNESS / 4
+"""As if losses grew with the fourth root of how far ahead a forecast looks."""
+
 MATURE: Final = 16
 """Coarse samples before a thinned copy takes part."""
 
@@ -105,12 +108,18 @@ def fold(sums: Tensor, loss: Tensor, valid: Tensor, blocks_seen: Tensor, mature:
     return torch.where(takes_part.unsqueeze(-1), new, sums)
 
 
-def weights(sums: Tensor, factors: Sequence[int], horizon: int, direct: int) -> Tensor:
+def weights(
+    sums: Tensor, factors: Sequence[int], horizon: int, direct: int, ages: Tensor
+) -> Tensor:
     """Weight of each resolution at each step ahead: sums [B, F, 2, 3] -> [B, F + 1, horizon].
 
     A copy's log weight falls by ``SHARPNESS`` times its excess loss and by ``DOUBT``, which fades
     as blocks are judged; a resolution asked beyond its head's ``direct`` coarse samples loses in
     proportion to how often it must be rolled out. Copies never judged weigh nothing.
+
+    The contest judges forecasts when all resolutions have read the same samples. A copy whose last
+    one is ``ages`` [B, F] samples old looks that much further ahead than the row itself, and loses
+    ``STALENESS`` times the logarithm of the ratio.
     """
     ratio = ((sums[..., 0] + _TINY) / (sums[..., 1] + _TINY)).clamp_max(_WORST)
     ratio = torch.where(sums[..., 2] > 0, ratio, 1.0)
@@ -122,7 +131,10 @@ def weights(sums: Tensor, factors: Sequence[int], horizon: int, direct: int) -> 
     doubt = DOUBT * DOUBT_BLOCKS / (DOUBT_BLOCKS + blocks)
     doubt = torch.where(blocks > 0, doubt, torch.inf)
     doubt = torch.cat([torch.zeros_like(doubt[:, :1]), doubt], dim=1)
-    return torch.softmax(-SHARPNESS * excess - doubt.unsqueeze(-1) - beyond, dim=1)
+    ahead = torch.arange(1, horizon + 1, device=sums.device, dtype=torch.float64)
+    stale = STALENESS * torch.log1p(ages.unsqueeze(-1) / ahead)
+    stale = torch.cat([torch.zeros_like(stale[:, :1]), stale], dim=1)
+    return torch.softmax(-SHARPNESS * excess - doubt.unsqueeze(-1) - beyond - stale, dim=1)
 
 
 @functools.lru_cache(maxsize=64)

@@ -42,6 +42,9 @@ def test_missing_samples_and_cold_rows_are_not_judged() -> None:
     assert contest.judge(torch.ones(1, M).double(), *cold)[1].tolist() == [[False, False]]
 
 
+FRESH = torch.zeros(1, 1, dtype=torch.int64)
+
+
 def judged(ratio: float, blocks: int, seen: int = 100) -> torch.Tensor:
     """Sums after ``blocks`` blocks in which the copy's loss was ``ratio`` times the row's."""
     sums = torch.zeros(1, 1, 2, 3, dtype=torch.float64)
@@ -54,14 +57,14 @@ def judged(ratio: float, blocks: int, seen: int = 100) -> torch.Tensor:
 
 def test_an_unjudged_or_immature_copy_weighs_nothing() -> None:
     for sums in (judged(0.1, 0), judged(0.1, 50, seen=3)):
-        share = contest.weights(sums, (4,), 2 * M, M)
+        share = contest.weights(sums, (4,), 2 * M, M, FRESH)
         assert share[0, 1].tolist() == [0.0] * (2 * M)
         assert share[0, 0].tolist() == [1.0] * (2 * M)
 
 
 def test_better_copies_weigh_more_and_doubt_fades() -> None:
     def near(ratio: float, blocks: int) -> float:
-        return float(contest.weights(judged(ratio, blocks), (4,), 1, M)[0, 1, 0])
+        return float(contest.weights(judged(ratio, blocks), (4,), 1, M, FRESH)[0, 1, 0])
 
     assert near(0.9, 400) > 0.9 > near(1.0, 400) > near(1.1, 400)
     assert near(1.0, 400) > near(1.0, 4) > near(1.0, 1) > 0.0
@@ -69,16 +72,24 @@ def test_better_copies_weigh_more_and_doubt_fades() -> None:
 
 
 def test_weights_add_up_and_favour_reach_far_ahead() -> None:
-    share = contest.weights(judged(1.0, 400), (4,), 8 * M, M)
+    share = contest.weights(judged(1.0, 400), (4,), 8 * M, M, FRESH)
     torch.testing.assert_close(share.sum(1), torch.ones(1, 8 * M, dtype=torch.float64))
     assert bool((share[0, 1].diff() >= 0).all())
     assert float(share[0, 1, -1]) > 0.75 > float(share[0, 1, 0])
 
 
+def test_a_stale_copy_loses_most_where_little_is_looked_ahead() -> None:
+    fresh = contest.weights(judged(1.0, 400), (4,), 8 * M, M, FRESH)[0, 1]
+    stale = contest.weights(judged(1.0, 400), (4,), 8 * M, M, FRESH + 3)[0, 1]
+    odds = (stale / (1 - stale)) / (fresh / (1 - fresh))
+    ahead = torch.arange(1, 8 * M + 1, dtype=torch.float64)
+    torch.testing.assert_close(odds, (1 + 3 / ahead) ** -contest.STALENESS)
+
+
 def test_one_terrible_or_constant_past_stays_finite() -> None:
     for own, base in ((0.0, 0.0), (1e6, 0.0), (0.0, 1e6)):
         sums = torch.tensor([own, base, 9.0], dtype=torch.float64).expand(1, 1, 2, 3)
-        share = contest.weights(sums, (4,), 4, M)
+        share = contest.weights(sums, (4,), 4, M, FRESH)
         assert bool(share.isfinite().all())
 
 

@@ -7,6 +7,7 @@
 #define SHARPNESS 32.0
 #define DOUBT 4.0
 #define DOUBT_BLOCKS 8.0
+#define STALENESS 8.0
 #define OVERLAP 0.2
 #define WORST 10.0
 #define TINY 1e-12
@@ -57,7 +58,9 @@ static void standing(const Question *q, int64_t row, double excess[][2], double 
 
 static void weigh(const Question *q, int64_t row, const Mixture *mixture) {
     double excess[1 + MOST_COPIES][2], doubt[1 + MOST_COPIES], logits[1 + MOST_COPIES];
-    double direct = (double)q->direct;
+    double direct = (double)q->direct, ages[1 + MOST_COPIES];
+    for (int64_t r = 1; r <= q->copies; r++)
+        ages[r] = (double)phase(q->clock[row], q->factors[r - 1]);
     standing(q, row, excess, doubt);
     for (int64_t h = 0; h < q->horizon; h++) {
         double ahead = (double)(h + 1), far = (ahead - direct / 8.0) / (direct / 4.0);
@@ -67,6 +70,7 @@ static void weigh(const Question *q, int64_t row, const Mixture *mixture) {
             double reach = direct * (double)(r ? q->factors[r - 1] : 1);
             logits[r] = -SHARPNESS * lerp(excess[r][0], excess[r][1], far) - doubt[r];
             if (ahead > reach) logits[r] -= log(ahead / reach);
+            if (r && ages[r] > 0) logits[r] -= STALENESS * log1p(ages[r] / ahead);
             if (logits[r] > best) best = logits[r];
         }
         for (int64_t r = 0; r <= q->copies; r++) sum += logits[r] = exp(logits[r] - best);
