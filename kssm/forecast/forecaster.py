@@ -99,9 +99,9 @@ class SignalForecaster(nn.Module):
         return self.fused.current(self) if plain else None
 
     @property
-    def step_keeps_rows(self) -> bool:
-        """Whether what fails of a step, all of it or a row, is certain to stay as it was."""
-        return self.native.usable(self) is not None
+    def rows_together(self) -> int:
+        """The most rows that ``step_together_`` takes as a group; 0 where there is no such step."""
+        return self.native.rows_together(self)
 
     @property
     def fingerprint(self) -> str:
@@ -225,6 +225,23 @@ class SignalForecaster(nn.Module):
         if done is None:
             done = self.fused.step_(self, values, arena, slots, dt)
         return self.step_torch_(values, arena, slots, dt) if done is None else StepOutput(*done)
+
+    def step_together_(
+        self,
+        values: Tensor,
+        arena: State,
+        slots: Tensor,
+        dt: Tensor,
+        groups: Tensor,
+    ) -> StepOutput | None:
+        """``step_`` of groups that go on together or not at all, whatever fails.
+
+        ``groups`` [N] int64: equal for neighbours of a group, of at most ``rows_together`` rows.
+        None, and nothing has changed, where there is only ``step_``.
+        """
+        whole = bool(self.config.thinning)
+        done = self.native.step_(self, values, arena, slots, dt, whole=whole, groups=groups)
+        return None if done is None else StepOutput(*done)
 
     @torch.inference_mode()
     def step_torch_(

@@ -94,6 +94,21 @@ class Forecaster(Protocol):
         ...
 
 
+class KeepingModel(Forecaster, Protocol):
+    """A forecaster whose step leaves a group of rows as it was when one of them fails."""
+
+    @property
+    def rows_together(self) -> int:
+        """The most rows of a group; 0 where there is no such step now."""
+        ...
+
+    def step_together_(
+        self, values: Tensor, arena: State, slots: Tensor, dt: Tensor, groups: Tensor
+    ) -> StepOutput | None:
+        """``step_`` of rows whose neighbours of equal ``groups`` [N] go on together or not."""
+        ...
+
+
 class TokenModel(Forecaster, Protocol):
     """A language model: values are token ids, and instead of forecasts it draws tokens."""
 

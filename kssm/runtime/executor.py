@@ -14,7 +14,15 @@ from torch import Tensor
 from kssm.language.sampling import Sampling
 from kssm.runtime.arena import Arena
 from kssm.runtime.clocks import Clocks, Due, clocked
-from kssm.runtime.contract import Floats, Forecaster, Slots, State, StepOutput, TokenModel
+from kssm.runtime.contract import (
+    Floats,
+    Forecaster,
+    KeepingModel,
+    Slots,
+    State,
+    StepOutput,
+    TokenModel,
+)
 from kssm.runtime.graphs import Progress, StepGraphs, weights_of
 from kssm.runtime.schedule import bucket
 from kssm.runtime.transport import Pending, Transport
@@ -67,9 +75,9 @@ class Executor:
         self.arena = arena
 
     @property
-    def keeps_rows(self) -> bool:
-        """Whether what fails of a step, all of it or a row, is certain to stay as it was."""
-        return getattr(self._forecaster, "step_keeps_rows", False)
+    def rows_together(self) -> int:
+        """The most rows of a group that ``step`` itself keeps as it was if one of them fails."""
+        return getattr(self._forecaster, "rows_together", 0)
 
     def prepare(self, report: Progress | None = None) -> None:
         """Compile and capture ahead of the first step; ``report`` hears of the progress.
@@ -89,17 +97,33 @@ class Executor:
         if self._graphs is not None:
             self._graphs.close()
 
-    def step(self, slots: Slots, values: Floats, dt: Floats) -> tuple[Pending, Pending]:
-        """Advance rows ``slots`` [N] by one token each: (tail, healthy), maybe longer than N."""
+    def step(
+        self, slots: Slots, values: Floats, dt: Floats, groups: Slots | None = None
+    ) -> tuple[Pending, Pending]:
+        """Advance rows ``slots`` [N] by one token each: (tail, healthy), maybe longer than N.
+
+        ``groups`` [N]: equal for neighbours that are to go on together or not at all, which
+        ``rows_together`` of them do.
+        """
         due = [] if self._clocks is None else self._clocks.advance(slots)
         stepped = None if self._graphs is None else self._graphs.step(slots, values, dt)
         if stepped is None:
-            output = self._step(slots, values, dt)
+            output = self._together(slots, values, dt, groups) or self._step(slots, values, dt)
             queue = self._transport.download
             stepped = queue(output.tail), queue(output.healthy)
         for follow_up in due:
             self._follow(follow_up)
         return stepped
+
+    def _together(
+        self, slots: Slots, values: Floats, dt: Floats, groups: Slots | None
+    ) -> StepOutput | None:
+        if groups is None or not self.rows_together:
+            return None
+        arrays = (values, slots, dt, groups)
+        own, index, steps, together = (torch.from_numpy(array) for array in arrays)
+        model = cast("KeepingModel", self._forecaster)
+        return model.step_together_(own, self.arena.tensors, index, steps, together)
 
     def _step(self, slots: Slots, values: Floats, dt: Floats) -> StepOutput:
         moved_values, moved_dt, moved_slots = self._staged(slots, values, dt)

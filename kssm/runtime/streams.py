@@ -27,9 +27,8 @@ class Streams:
     """Runs one token of each job; keeps no jobs of its own.
 
     A job is atomic whatever the model does: its rows are kept aside before its first token, and
-    put back when it fails. That is left out where the model does so itself (a copy of a row at
-    three resolutions costs a quarter of its compiled step): for one token of one row, as rows of
-    the same session must not go on without each other.
+    put back when it fails. That is left out for single tokens where the model does so itself (a
+    copy of a row at three resolutions costs a quarter of its compiled step).
     """
 
     def __init__(self, executor: Executor, reader: Reader, recorder: Recorder) -> None:
@@ -78,7 +77,8 @@ class Streams:
         dt = np.repeat(
             [job.dt[step.start] for step, job in work], [job.session.channels for _, job in work]
         )
-        return self._executor.step(slots, values, dt)
+        groups = np.repeat(np.arange(len(work)), [job.session.channels for _, job in work])
+        return self._executor.step(slots, values, dt, groups)
 
     def _failures(self, work: Sequence[Work], healthy: NDArray[np.bool_]) -> set[Append]:
         """The jobs of which a row is not healthy."""
@@ -120,13 +120,13 @@ class Streams:
         return [*faults, *generated, *self._reader.collect(answers, faulty)]
 
     def _protect(self, work: Sequence[Work]) -> None:
-        spared = self._executor.keeps_rows
-        jobs = [job for step, job in work if step.start == 0 and not (spared and _alone(job))]
+        kept = self._executor.rows_together
+        jobs = [job for step, job in work if step.start == 0 and not _is_kept(job, kept)]
         if not jobs:
             return
-        kept = self._executor.arena.whole(slots_of(jobs))
+        rows = self._executor.arena.whole(slots_of(jobs))
         for job, (start, stop) in zip(jobs, spans(jobs), strict=True):
-            job.held = Held(kept, start, stop)
+            job.held = Held(rows, start, stop)
 
     def _restore(self, jobs: Sequence[Append]) -> None:
         for job in jobs:
@@ -134,6 +134,6 @@ class Streams:
                 self._executor.arena.write(job.session.rows.slots, job.held.rows())
 
 
-def _alone(job: Append) -> bool:
-    """Whether the job is one token of one row."""
-    return job.tokens == 1 and job.session.channels == 1
+def _is_kept(job: Append, rows: int) -> bool:
+    """Whether the job is one token of at most so many rows."""
+    return job.tokens == 1 and job.session.channels <= rows

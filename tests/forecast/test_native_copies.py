@@ -214,3 +214,46 @@ def test_forecasts_of_arena_rows_need_no_copy(thinning: tuple[int, ...]) -> None
     copied = {name: entry[slots] for name, entry in arena.items()}
     assert torch.equal(read, model.forecast(copied, 8, levels))
     assert model.forecast_rows(arena, slots, 9, levels) is None
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_groups_go_on_together_or_not_at_all(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(8, (2, 4))
+    rng = np.random.default_rng(4)
+    values = torch.from_numpy(rng.normal(size=(12, 90)).cumsum(axis=0))
+    dt = torch.ones(90, dtype=torch.float64)
+    slots = torch.from_numpy(rng.permutation(90) + 1)
+    groups = torch.repeat_interleave(torch.arange(6), torch.tensor([1, 15, 16, 2, 40, 16]))
+    assert model.rows_together == 16
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    arenas = [model.initial_state(91) for _ in range(2)]
+    for sample in values:
+        model.step_(sample, arenas[0], slots, dt)
+        output = model.step_together_(sample, arenas[1], slots, dt, groups)
+        assert output is not None
+        assert output.healthy.all()
+    for name, entry in arenas[0].items():
+        assert torch.equal(entry, arenas[1][name]), name
+    arena = arenas[1]
+    name = next(iter(model.backbone.state_spec()))
+    sick = torch.tensor([0, 15, 33, 74])  # a place in four of the six groups
+    arena[name][slots[sick]] = torch.nan
+    before = {entry: tensor.clone() for entry, tensor in arena.items()}
+    output = model.step_together_(values[0], arena, slots, dt, groups)
+    assert output is not None
+    kept = torch.isin(groups, groups[sick])
+    assert torch.equal(output.healthy, ~kept)
+    for entry, tensor in arena.items():
+        torch.testing.assert_close(
+            tensor[slots[kept]], before[entry][slots[kept]], rtol=0, atol=0, equal_nan=True
+        )
+    clock = arena["clock"][:, 0] - before["clock"][:, 0]
+    assert torch.equal(clock[slots], (~kept).double())
+
+
+def test_without_the_library_nothing_goes_on_together() -> None:
+    model = with_library(make(8, (2,)), None)
+    sample = torch.ones(1, dtype=torch.float64)
+    slots = torch.tensor([1])
+    assert model.rows_together == 0
+    assert model.step_together_(sample, model.initial_state(2), slots, sample, slots) is None

@@ -33,7 +33,7 @@ def test_a_poisoned_job_leaves_the_state_as_it_was(running: Engine, samples: int
 
 @pytest.mark.parametrize(
     ("compiled", "channels", "samples", "copies"),
-    [(True, 1, 1, 0), (True, 2, 1, 1), (True, 1, 3, 1), (False, 1, 1, 1)],
+    [(True, 1, 1, 0), (True, 3, 1, 0), (True, 30, 1, 1), (True, 1, 3, 1), (False, 1, 1, 1)],
 )
 def test_rows_are_kept_aside_where_the_model_would_not_keep_them(
     compiled: bool, channels: int, samples: int, copies: int, monkeypatch: pytest.MonkeyPatch

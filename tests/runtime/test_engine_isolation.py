@@ -66,16 +66,18 @@ def test_poisonous_samples_do_not_change_a_neighbour_by_a_bit(
 
 @pytest.mark.parametrize("samples", [1, 3, 40], ids=["step", "steps", "chunks"])
 @pytest.mark.parametrize("rotten", [np.nan, np.inf])
+@pytest.mark.parametrize("channels", [1, 3])
 def test_a_rotten_row_harms_nobody_else(
-    forecaster: Forecaster, samples: int, rotten: float
+    forecaster: Forecaster, samples: int, rotten: float, channels: int
 ) -> None:
+    """The other rows of its own session stay as they were."""
     runs: list[list[ForecastResult]] = []
     for spoil in (False, True):
         with stopped(forecaster) as engine:
             engine.start()
-            keys = [engine.open(1).result() for _ in range(3)]
+            keys = [engine.open(channels).result() for _ in range(3)]
             for seed, key in enumerate(keys):
-                engine.append(key, wave(20, seed=seed)).result()
+                engine.append(key, wave(20, channels, seed=seed)).result()
             engine.close()
             runs.append(_spoilt_round(engine, keys, samples, rotten if spoil else None))
     for clean, dirty in zip(*runs, strict=True):
@@ -91,11 +93,14 @@ def _spoilt_round(
     arena, session = engine._worker._arena, engine._sessions[keys[1]]
     if rotten is not None:
         for tensor in arena.tensors.values():
-            tensor[int(session.rows.slots[0])] = rotten
+            tensor[int(session.rows.slots[-1])] = rotten
     before = arena.whole(session.rows.slots)
     jobs = [
         engine._requests.append(
-            engine._sessions[key], wave(samples, seed=9), None, (HORIZON, LEVELS)
+            engine._sessions[key],
+            wave(samples, session.channels, seed=9),
+            None,
+            (HORIZON, LEVELS),
         )
         for key in keys
     ]

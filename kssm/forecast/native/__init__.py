@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from kssm.forecast.native.calls import (
+    TILE,
     KnownArena,
     PrefillCall,
     checked,
@@ -75,11 +76,13 @@ class NativeModel:
         dt: Tensor | None,
         *,
         whole: bool = False,
+        groups: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | None:
         """``SignalForecaster.step_``: (tail [N], healthy [N]).
 
-        ``whole``: rows are stepped with their thinned copies. Raises ``IndexError`` for a slot
-        outside the arena.
+        ``whole``: rows are stepped with their thinned copies. ``groups`` [N] int64: neighbours of
+        equal numbers, up to ``rows_together``, go on together or not at all. Raises
+        ``IndexError`` for a slot outside the arena.
         """
         found = self.usable(model) if is_sample_batch(values, slots, dt) else None
         layout = _layout(found, whole)
@@ -92,8 +95,14 @@ class NativeModel:
             return None
         tail = torch.empty_like(values)
         healthy = torch.empty(len(values), dtype=torch.bool)
-        step_rows(*found, known.pointers, (values, dt, slots, tail, healthy))
+        step_rows(*found, known.pointers, (values, dt, slots, groups, tail, healthy))
         return tail, healthy
+
+    def rows_together(self, model: SignalForecaster) -> int:
+        """The most rows of a group; 0 where torch must do the work."""
+        found = self.usable(model)
+        layout = _layout(found, True)
+        return 0 if layout is None else TILE // (1 + len(layout.factors))
 
     def prefill(
         self,

@@ -18,6 +18,9 @@ from kssm.forecast.native.weights import Layout, Weights
 if TYPE_CHECKING:
     from kssm.models import State
 
+TILE = 48
+"""As in tile.h."""
+
 _TOKENS_A_THREAD = 32
 """Tokens that pay for a thread of their own (and for reading the weights once more)."""
 
@@ -28,8 +31,11 @@ def step_rows(
     arena: RowPointers,
     tensors: Sequence[Tensor | None],
 ) -> None:
-    """One sample a row: values, dt (may be None), slots, tail and healthy, all [N]."""
-    values = tensors[0]
+    """One sample a row: values, dt, slots, groups, tail and healthy, all [N]; dt may be None.
+
+    Neighbours of equal groups go on together or not at all (None: each row by itself).
+    """
+    values, groups = tensors[0], tensors[3]
     assert values is not None
     assert weights.address is not None
     rows, address = len(values), weights.address
@@ -45,7 +51,14 @@ def step_rows(
         ]
         library.step(weights.sizes, address, arena, Samples(len(some), *starts))
 
-    share(advance, torch.arange(rows + 1))
+    if groups is None:
+        share(advance, torch.arange(rows + 1))
+        return
+    begins = torch.ones(rows + 1, dtype=torch.bool)
+    torch.ne(groups[1:], groups[:-1], out=begins[1:rows])
+    bounds = begins.nonzero().squeeze(1)
+    cuts: list[int] = bounds.tolist()
+    share(lambda some: advance(range(cuts[some.start], cuts[some.stop])), bounds)
 
 
 class PrefillCall(NamedTuple):

@@ -59,7 +59,10 @@ class Samples(ctypes.Structure):
 
     _fields_ = (
         ("count", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("values", "dt", "slots", "tail", "healthy")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("values", "dt", "slots", "groups", "tail", "healthy")
+        ),
     )
 
 
