@@ -93,12 +93,21 @@ def compare(model: SignalForecaster, task: Task, samples: int, all_read: bool) -
 
 
 def draw(task: Task, samples: int) -> tuple[list[Floats], Floats]:
-    """Histories of at most ``CONTEXT`` samples and their targets [n, horizon]."""
+    """Histories of at most ``CONTEXT`` samples and their targets [n, horizon].
+
+    Up to 15 of the oldest samples are left out at random: thinned copies of a row are read every
+    16th sample at the rarest, and no sampling should profit from when that is.
+    """
     contexts = [past[-CONTEXT:].astype(np.float64) for past in task.contexts()]
     typical = float(np.mean([len(past) for past in contexts]))
     count = min(len(contexts), max(20, int(samples / typical)))
-    chosen = np.sort(np.random.default_rng(0).choice(len(contexts), count, replace=False))
-    return [contexts[i] for i in chosen], task.targets()[chosen]
+    generator = np.random.default_rng(0)
+    chosen = np.sort(generator.choice(len(contexts), count, replace=False))
+    spared = generator.integers(0, 16, count) * (
+        np.array([len(contexts[i]) for i in chosen]) >= CONTEXT
+    )
+    histories = [contexts[i][cut:] for i, cut in zip(chosen, spared, strict=True)]
+    return histories, task.targets()[chosen]
 
 
 def crps(
