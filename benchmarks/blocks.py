@@ -4,8 +4,9 @@
 
 Every block is its layer with norm and residual, weights and activations in bf16 (what their authors
 keep in fp32 stays so). All run as they are, without torch.compile: ours with their kernels, Mamba's
-with those of mamba-ssm and causal-conv1d, residual sum and norm in one kernel as in their models;
-what is not installed is left out. Each of our blocks has the parameters of the Mamba-2 block of the
+with those of mamba-ssm and causal-conv1d; what is not installed is left out. A peer is measured
+with residual sum and norm in one kernel, as in its authors' models, and "_plain" with PyTorch's;
+ratios are to the better of both. Each of our blocks has the parameters of the Mamba-2 block of the
 same width: its feed-forward layer is sized for that.
 """
 
@@ -32,6 +33,8 @@ TOKENS = 196_608
 
 OURS = ("kssm", "kssm_matrix", "kssm_matrix_wide")
 PEERS = ("mamba", "mamba2", "mamba3")
+PLAIN = tuple(f"{name}_plain" for name in PEERS)
+EVERY = [*OURS, *PEERS, *PLAIN]
 
 
 class AddNorm(nn.Module):
@@ -47,6 +50,18 @@ class AddNorm(nn.Module):
         module: Any = importlib.import_module("mamba_ssm.ops.triton.layer_norm")
         y, residual = module.rms_norm_fn(x, self.weight, None, residual=residual, prenorm=True)
         return self.layer(y), residual
+
+
+class Plain(nn.Module):
+    """x + layer(norm(x)) in PyTorch."""
+
+    def __init__(self, width: int, layer: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width, dtype=dtype))
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x + self.layer(F.rms_norm(x, x.shape[-1:], self.weight)),)
 
 
 class Own(nn.Module):
@@ -65,14 +80,15 @@ def build(name: str, width: int, dtype: torch.dtype) -> nn.Module:
 
     What a layer's authors keep in fp32 stays in fp32.
     """
-    if name in PEERS:
+    if name in (*PEERS, *PLAIN):
         file, kind = {
             "mamba": ("mamba_simple", "Mamba"),
             "mamba2": ("mamba2", "Mamba2"),
             "mamba3": ("mamba3", "Mamba3"),
-        }[name]
+        }[name.removesuffix("_plain")]
         layer: Any = getattr(importlib.import_module(f"mamba_ssm.modules.{file}"), kind)
-        return AddNorm(width, layer(d_model=width, dtype=dtype), dtype)
+        frame = Plain if name in PLAIN else AddNorm
+        return frame(width, layer(d_model=width, dtype=dtype), dtype)
     wanted = mamba2_parameters(width)
     if name == "kssm":
         config = KSSMConfig(width, 1, d_inner=width, rank=max(16, width // 16))
@@ -157,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--save", action="store_true", help="keep the line in benchmarks/results/")
-    parser.add_argument("--only", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
+    parser.add_argument("--only", nargs="+", default=EVERY, choices=EVERY)
     parser.add_argument("--widths", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 2048, 65_536])
     parser.add_argument("--total", type=int, default=TOKENS, help="tokens of a batch")
@@ -191,18 +207,20 @@ def with_ratios(row: Row, rows: Sequence[Row]) -> Row:
     """``row`` with speed and memory as ratios to every peer at the same length."""
     row = dict(row)
     for peer in PEERS:
-        alike = [o for o in rows if o["block"] == peer and o["tokens"] == row["tokens"]]
-        theirs = alike[0] if alike else None
-        row[f"speed/{peer}"] = _ratio(row, theirs, "tokens_per_s")
-        row[f"memory/{peer}"] = _ratio(row, theirs, "peak_mb")
+        names = (peer, f"{peer}_plain")
+        alike = [o for o in rows if o["block"] in names and o["tokens"] == row["tokens"]]
+        row[f"speed/{peer}"] = _ratio(row, alike, "tokens_per_s", max)
+        row[f"memory/{peer}"] = _ratio(row, alike, "peak_mb", min)
     return row
 
 
-def _ratio(row: Row, other: Row | None, key: str) -> float | None:
-    mine, theirs = row[key], None if other is None else other[key]
-    if isinstance(mine, int | float) and isinstance(theirs, int | float):
-        return mine / theirs
-    return None
+def _ratio(
+    row: Row, others: Sequence[Row], key: str, best: Callable[[list[float]], float]
+) -> float | None:
+    """``row``'s number over the best of the others'."""
+    mine, theirs = row[key], [o[key] for o in others]
+    numbers = [n for n in theirs if isinstance(n, int | float)]
+    return mine / best(numbers) if isinstance(mine, int | float) and numbers else None
 
 
 if __name__ == "__main__":
