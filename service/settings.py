@@ -15,7 +15,7 @@ from kssm.weight_format import WeightFormat
 from service.errors import invalid
 
 PREFIX = "KSSM_"
-OTHERS = frozenset({"KSSM_NATIVE"})
+OTHERS = frozenset({"KSSM_NATIVE", "KSSM_TUNING_CACHE"})
 """Variables with the prefix that the library itself reads."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 Positive = Annotated[int, Field(ge=1)]
@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     """Format that the model's weights get; by default the one they are stored in."""
     device: str = "auto"
     store: Path | None = None
-    """SQLite file (or a folder for it) that keeps sessions over a restart."""
+    """SQLite file (or a folder for it) that keeps sessions over a restart; "memory" is none."""
     api_keys: dict[str, str] = Field(default_factory=dict)
     """Tenant to SHA-256 (hex) of its key; empty leaves the server open."""
     allowed_origins: tuple[str, ...] = ()
@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     session_ttl_s: Annotated[float, Field(ge=0)] = 7 * 86400.0
     """How long a session may go unused before it is ended; 0 keeps all."""
     drain_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _memory_is_no_file(cls, store: object) -> object:
+        return None if str(store) == "memory" else store
 
     @model_validator(mode="before")
     @classmethod

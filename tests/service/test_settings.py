@@ -37,6 +37,21 @@ def test_defaults_are_open_and_local():
     assert settings.state_key_bytes is None
 
 
+@pytest.mark.parametrize("given", ["memory", Path("memory")])
+def test_memory_is_a_store_that_keeps_nothing(monkeypatch, given):
+    assert load_settings(store=given).store is None
+    monkeypatch.setenv("KSSM_STORE", "memory")
+    assert load_settings().store is None
+    monkeypatch.setenv("KSSM_STORE", "./memory")
+    assert load_settings().store == Path("memory")
+
+
+@pytest.mark.parametrize("name", ["KSSM_NATIVE", "KSSM_TUNING_CACHE"])
+def test_the_librarys_own_variables_are_known(monkeypatch, name):
+    monkeypatch.setenv(name, "0")
+    assert load_settings().port == 8000
+
+
 def test_arguments_win_over_the_environment(monkeypatch):
     monkeypatch.setenv("KSSM_PORT", "9000")
     monkeypatch.setenv("KSSM_STORE", "/data")
