@@ -46,12 +46,6 @@ def test_memory_is_a_store_that_keeps_nothing(monkeypatch, given):
     assert load_settings().store == Path("memory")
 
 
-@pytest.mark.parametrize("name", ["KSSM_NATIVE", "KSSM_TUNING_CACHE"])
-def test_the_librarys_own_variables_are_known(monkeypatch, name):
-    monkeypatch.setenv(name, "0")
-    assert load_settings().port == 8000
-
-
 def test_arguments_win_over_the_environment(monkeypatch):
     monkeypatch.setenv("KSSM_PORT", "9000")
     monkeypatch.setenv("KSSM_STORE", "/data")
@@ -75,9 +69,10 @@ def test_an_unknown_variable_is_an_error(monkeypatch):
     assert "KSSM_PROT" in refused()
 
 
-def test_the_librarys_own_variables_are_known(monkeypatch):
-    assert SWITCH in OTHERS
-    monkeypatch.setenv(SWITCH, "0")
+@pytest.mark.parametrize("name", [SWITCH, "KSSM_TUNING_CACHE"])
+def test_the_librarys_own_variables_are_known(monkeypatch, name):
+    assert name in OTHERS
+    monkeypatch.setenv(name, "0")
     assert load_settings().port == 8000
 
 
