@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.models import median_ms
 from benchmarks.report import Row, finish, table
@@ -215,7 +216,7 @@ def with_ratios(row: Row, rows: Sequence[Row]) -> Row:
 
 
 def _ratio(
-    row: Row, others: Sequence[Row], key: str, best: Callable[[list[float]], float]
+    row: Row, others: Sequence[Row], key: str, best: Callable[[Sequence[float]], float]
 ) -> float | None:
     """``row``'s number over the best of the others'."""
     mine, theirs = row[key], [o[key] for o in others]
