@@ -110,18 +110,20 @@ def forecaster(model: SignalForecaster, rows: int, *, fused: bool) -> Case:
 def streamed(model: SignalForecaster, rows: int) -> Case:
     """The kernels that move windows and states, in all layers, chunk after chunk."""
     launching = importlib.import_module("kssm.forecast.fused.kernel_launch_many")
+    plans = importlib.import_module("kssm.forecast.fused.kernel_plan_many")
+    call_of = importlib.import_module("kssm.forecast.fused.kernel_call").Call
     weights = model.fused.current(model)
     if weights is None:
         raise SystemExit("the fused kernels have no form for this model or GPU")
-    plan = launching.plan_many(rows, weights)
-    between = launching.Between.allocate(min(rows, plan.chunk), weights, plan)
+    plan = plans.plan_many(rows, weights)
+    between = plans.Between.allocate(min(rows, plan.chunk), weights, plan)
     for entry in between:
         entry.normal_()
     arena = model.initial_state(rows + 1)
     values = torch.zeros(rows, dtype=torch.float64, device=model.device)
     table = torch.tensor([arena[name].data_ptr() for name in model.row_spec()]).to(model.device)
     slots, healthy = shuffled(rows, model.device), values.bool()
-    call = launching.Call(values, torch.ones_like(values), slots, table, values, healthy)
+    call = call_of(values, torch.ones_like(values), slots, table, values, healthy)
 
     def run() -> State:
         for first in range(0, rows, plan.chunk):

@@ -256,7 +256,7 @@ class ApartForecaster(SignalForecaster):
         samples = arena["block"][rows, 0]
         arena["contest"][rows] = self._fold(arena["contest"][rows], samples, *kept, seen)
         arena["rivals"][rows], arena["rivals_scale"][rows] = self._rivals(readings)
-        arena["block"][rows] = 0.0
+        arena["block"].index_fill_(0, rows, 0.0)  # an assignment would bring the zero along
 
     def _rivals(self, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
         """What is kept of every resolution's forecast of the next block."""

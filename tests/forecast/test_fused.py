@@ -21,7 +21,8 @@ pytest.importorskip("triton")
 
 from kssm.forecast.fused.kernel_call import Call
 from kssm.forecast.fused.kernel_launch import Plan, Scratch, launch
-from kssm.forecast.fused.kernel_launch_many import Between, ManyPlan, launch_many
+from kssm.forecast.fused.kernel_launch_many import launch_many
+from kssm.forecast.fused.kernel_plan_many import Between, ManyPlan
 from kssm.forecast.fused.kernel_read import level_weights, read
 from kssm.forecast.fused.kernel_thinning import ended_run, keep
 
@@ -43,10 +44,12 @@ MANY = ManyPlan(
     horizons=8,
 )
 ONE = replace(SPLIT, tile=1, hidden=32, head_hidden=32, horizons=16)
+WHOLE = replace(MANY, whole=True, hidden=16, columns=32)
 PLANS = [
     pytest.param(SPLIT, id="split"),
     pytest.param(ONE, id="one"),
     pytest.param(MANY, id="many"),
+    pytest.param(WHOLE, id="whole"),
 ]
 
 
@@ -130,7 +133,7 @@ def test_steps_equal_those_of_torch(plan: Plan | ManyPlan) -> None:
     assert worst(fused.arena, reference) < 1e-5
 
 
-@pytest.mark.parametrize("plan", [SPLIT, MANY])
+@pytest.mark.parametrize("plan", [SPLIT, WHOLE])
 def test_sizes_that_are_not_powers_of_two_are_padded(plan: Plan | ManyPlan) -> None:
     backbone = KSSMConfig(
         d_model=20, n_layers=1, d_inner=96, d_mlp=48, rank=5, group_size=32, conv_width=3

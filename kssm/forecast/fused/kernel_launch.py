@@ -16,7 +16,7 @@ from kssm.forecast.fused.kernel_launch_many import step_many
 from kssm.forecast.fused.kernel_split import filter_kernel, mlp_kernel, recur_kernel
 from kssm.forecast.fused.weights import LEAST, Weights, divisor
 
-_FEW_ROWS = 2048
+_FEW_ROWS = 256
 """Up to so many rows each phase of a layer is one kernel, products included."""
 
 

@@ -6,122 +6,24 @@ chunks take turns on ``lanes`` streams, so that one's products run while another
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from kssm.forecast import scaler
 from kssm.forecast.fused.kernel_call import KINDS, LARGEST, Call, front
 from kssm.forecast.fused.kernel_dense import (
+    between_kernel,
     gated_kernel,
     normed_kernel,
     residual_kernel,
     select_kernel,
 )
 from kssm.forecast.fused.kernel_head import quantiles_kernel, raw_kernel
+from kssm.forecast.fused.kernel_plan_many import OUTPUTS, Between, ManyPlan, plan_many
 from kssm.forecast.fused.kernel_stream import state_kernel, window_kernel
 from kssm.forecast.fused.weights import Weights, divisor
-
-OUTPUTS = 10
-"""Of the head, for each horizon."""
-
-_SOME_ROWS = 16384
-"""Up to so many rows smaller tiles keep the whole GPU busy."""
-
-
-@dataclass(frozen=True)
-class ManyPlan:
-    """How a step of many rows is cut into programs.
-
-    Attributes:
-        chunk, lanes: rows that go through all layers together; chunks at a time.
-        tile, columns, warps: rows and columns a program of most products, its warps.
-        sum_tile, sum_columns, sum_warps: likewise of those that add to the residual stream.
-        deep, stages: numbers of a row that a product takes at a time; prefetch of the next ones.
-        select_tile, select_warps, splits: rows a program of the selection, its warps, and programs
-            that share its columns (a divisor of three times the groups).
-        rows, row_warps: rows a program that streams states, its warps.
-        head_rows, horizons: rows and horizons a program that writes forecasts.
-    """
-
-    chunk: int = 65536
-    lanes: int = 1
-    tile: int = 128
-    columns: int = 128
-    warps: int = 8
-    sum_tile: int = 128
-    sum_columns: int = 128
-    sum_warps: int = 8
-    deep: int = 64
-    stages: int = 3
-    select_tile: int = 128
-    select_warps: int = 8
-    splits: int = 1
-    rows: int = 8
-    row_warps: int = 4
-    head_rows: int = 4
-    horizons: int = 64
-
-    @property
-    def room(self) -> int:
-        """Scratch memory has room for whole tiles of every kind."""
-        return max(self.tile, self.sum_tile, self.select_tile, self.rows, self.head_rows, 16)
-
-
-class Between(NamedTuple):
-    """What lies between the kernels of a chunk."""
-
-    x: Tensor
-    lean: Tensor
-    squares: Tensor
-    after: Tensor
-    inner: Tensor
-    low: Tensor
-    selection: Tensor
-    mixed: Tensor
-    hidden: Tensor
-    raw: Tensor
-
-    @classmethod
-    def allocate(cls, rows: int, weights: Weights, plan: ManyPlan) -> Between:
-        """Uninitialised memory on the weights' device."""
-        sizes, kind = weights.sizes, weights.kind
-        rows = triton.cdiv(rows, plan.room) * plan.room
-        parts = sizes.d_model // divisor(sizes.d_model, plan.sum_columns)
-
-        def room(columns: int, dtype: torch.dtype = kind) -> Tensor:
-            return torch.empty(rows, columns, dtype=dtype, device=weights.embed.device)
-
-        return cls(
-            x=room(sizes.d_model, torch.float32),
-            lean=room(sizes.d_model),
-            squares=room(parts, torch.float32),
-            after=room(len(scaler.FIELDS), torch.float64),
-            inner=room(2 * sizes.d_inner),
-            low=room(plan.splits * sizes.low),
-            selection=room(sizes.selection),
-            mixed=room(sizes.d_mlp),
-            hidden=room(sizes.head_hidden),
-            raw=room(OUTPUTS * sizes.horizon, torch.float32),
-        )
-
-
-def plan_many(rows: int, weights: Weights) -> ManyPlan:
-    """The cut that measured best for so many rows (fp32 products take half as much at a time)."""
-    if weights.kind == torch.float32:
-        return ManyPlan(
-            tile=64, columns=64, warps=4, sum_tile=64, sum_columns=64, sum_warps=4, deep=32,
-            stages=2, select_tile=32, select_warps=4,
-        )  # fmt: skip
-    if rows <= _SOME_ROWS:
-        return ManyPlan(
-            tile=64, columns=64, warps=4, sum_tile=64, sum_columns=64, sum_warps=4,
-            select_tile=64, select_warps=4, splits=3,
-        )  # fmt: skip
-    return ManyPlan()
 
 
 def step_many(weights: Weights, call: Call) -> None:
@@ -157,16 +59,58 @@ def launch_many(
 
 
 def _chunk(weights: Weights, plan: ManyPlan, between: Between, call: Call, pdl: bool) -> None:
-    lean = (between.lean, between.squares)
-    front(weights, between.x, between.after, call, pdl, lean)
+    if plan.whole:
+        front(weights, between.x, between.after, call, pdl)
+        _between(weights, plan, between, call, pdl, None)
+    else:
+        front(weights, between.x, between.after, call, pdl, (between.lean, between.squares))
+        _normed(weights, plan, between, call, pdl, weights.normed_in[0], between.inner)
     for layer in range(weights.sizes.layers):
-        _normed(weights, plan, between, call, pdl, weights.normed_in[layer], between.inner)
         _stream(weights, plan, between, call, layer, pdl)
-        _add(weights, plan, between, call, pdl, between.inner, weights.w_out[layer])
-        _gated(weights, plan, between, call, layer, pdl)
-        _add(weights, plan, between, call, pdl, between.mixed, weights.w_mlp_out[layer])
-    _normed(weights, plan, between, call, pdl, weights.normed_hidden, between.hidden)
+        if plan.whole:
+            _between(weights, plan, between, call, pdl, layer)
+        else:
+            _apart(weights, plan, between, call, layer, pdl)
     _head(weights, plan, between, call, pdl)
+
+
+def _between(
+    weights: Weights,
+    plan: ManyPlan,
+    between: Between,
+    call: Call,
+    pdl: bool,
+    layer: int | None,
+) -> None:
+    """From a layer's recurrence (None: from the embedding) to the next one, or to the head."""
+    sizes = weights.sizes
+    own, following = (0, 0) if layer is None else (layer, layer + 1)
+    last = following == sizes.layers
+    out = between.hidden if last else between.inner
+    columns = out.shape[1]
+    between_kernel[(triton.cdiv(len(call.values), plan.tile),)](
+        between.x, between.inner, between.lean, weights.norms[own, 1], weights.w_out[own],
+        weights.w_mlp_in[own], weights.w_mlp_out[own],
+        weights.final_norm if last else weights.norms[following, 0],
+        weights.w_hidden if last else weights.w_in[following], out,
+        DM=sizes.d_model, DI=sizes.d_inner, HIDDEN=sizes.d_mlp, NEXT=columns, EPS=sizes.eps,
+        BLOCK=plan.tile, BN=divisor(columns, plan.columns), BK=divisor(sizes.d_inner, plan.deep),
+        BH=divisor(sizes.d_mlp, plan.hidden), STAGES=plan.stages, LAYER=layer is not None,
+        ACTIVE=0 if last else sizes.d_inner, num_warps=plan.warps, **_options(weights, pdl),
+    )  # fmt: skip
+
+
+def _apart(
+    weights: Weights, plan: ManyPlan, between: Between, call: Call, layer: int, pdl: bool
+) -> None:
+    """As ``_between`` after a layer, one kernel a product."""
+    last = layer + 1 == weights.sizes.layers
+    _add(weights, plan, between, call, pdl, between.inner, weights.w_out[layer])
+    _gated(weights, plan, between, call, layer, pdl)
+    _add(weights, plan, between, call, pdl, between.mixed, weights.w_mlp_out[layer])
+    matrix = weights.normed_hidden if last else weights.normed_in[layer + 1]
+    out = between.hidden if last else between.inner
+    _normed(weights, plan, between, call, pdl, matrix, out)
 
 
 def _normed(
