@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 1024, 8192, 65536])
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--alone", action="store_true", help="the forecaster, no other model")
     parser.add_argument("--save", action="store_true", help="keep the line in benchmarks/results/")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = [
             measured(case, count, device, copy, options.repeats)
             for count in options.rows
-            for case in cases(count, device)
+            for case in cases(count, device, alone=options.alone)
         ]
     print(table(rows))
     finish("step", device, rows, save=options.save)
@@ -77,7 +78,7 @@ def measured(case: Case, rows: int, device: torch.device, copy: float, repeats: 
     }
 
 
-def cases(rows: int, device: torch.device) -> Iterator[Case]:
+def cases(rows: int, device: torch.device, *, alone: bool) -> Iterator[Case]:
     """One after another, so that only one's memory is held."""
     model = at_one_resolution(pretrained.load("kssm-signal-base", device))
     yield forecaster(model, rows, fused=True)
@@ -86,6 +87,8 @@ def cases(rows: int, device: torch.device) -> Iterator[Case]:
     if device.type == "cuda":
         yield streamed(model, rows)
     yield recurrence(rows, device)
+    if alone:
+        return
     if device.type == "cuda" and importlib.util.find_spec("mamba_ssm") is not None:
         yield mamba_update(rows, device)
     if rows < SLOW_ROWS:

@@ -20,17 +20,19 @@ pytestmark = [
 
 
 def fed(model: SignalForecaster, rows: int) -> tuple[State, State, Tensor]:
-    """Two equal arenas whose rows have seen 40 samples, and one more sample a row."""
+    """Two equal arenas whose rows have seen 40 samples, read on the CPU, and one more sample."""
     generator = torch.Generator().manual_seed(rows)
-    values = torch.randn(rows, 41, generator=generator, dtype=torch.float64).cumsum(1).cuda()
-    state = model.prefill_torch(values[:, :40], model.initial_state(rows)).state
+    values = torch.randn(rows, 41, generator=generator, dtype=torch.float64).cumsum(1)
+    reader = copy.deepcopy(model).cpu()
+    state = reader.prefill(values[:, :40], reader.initial_state(rows)).state
     padded = {
-        name: torch.cat([torch.zeros_like(entry[:1]), entry]) for name, entry in state.items()
+        name: torch.cat([torch.zeros_like(entry[:1]), entry]).cuda()
+        for name, entry in state.items()
     }
-    return padded, {name: entry.clone() for name, entry in padded.items()}, values[:, 40]
+    return padded, {name: entry.clone() for name, entry in padded.items()}, values[:, 40].cuda()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 40, 300, 2500])
+@pytest.mark.parametrize("rows", [1, 40, 300, 17000])
 @pytest.mark.parametrize(
     ("name", "tolerance"),
     [("tiny", 1e-5), ("kssm-signal-base", 3e-3), ("kssm-signal-small", 3e-3)],
