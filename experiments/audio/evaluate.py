@@ -206,7 +206,7 @@ def main() -> None:
 
     network = load(arguments.checkpoint, arguments.device)
     report = {
-        speaker: evaluate(network, arguments.digits, [speaker], arguments.stride, arguments.workers)
+        speaker: evaluate(network, arguments.digits, [speaker], arguments.stride, 0)
         for speaker in arguments.speakers
         if arguments.stride == 1 and arguments.workers
     }

@@ -14,7 +14,7 @@ SILENCE: Final = 1e-7
 """The smallest level: digital silence is not amplified beyond it."""
 _WHITE: Final = 1e-5
 _FLOOR: Final = 1e-9
-_FEW: Final = 8
+_FEW: Final = 32
 _STABLE: Final = 1.0 - 1e-6
 
 
@@ -47,8 +47,8 @@ def predict_linearly(windows: Tensor, config: AudioConfig) -> Prediction:
     """Level and both predictors after windows [..., history], latest sample last, in float32."""
     level = loudness(windows, config)
     units = windows / level.unsqueeze(-1)
-    short, reflection = fit(units, config, 0)
-    return Prediction(level, short, fit(units, config, 1)[0], reflection)
+    short, reflection = levinson(_products(units, config, 0))
+    return Prediction(level, short, fit(units, config, 1), reflection)
 
 
 def loudness(windows: Tensor, config: AudioConfig) -> Tensor:
@@ -58,18 +58,16 @@ def loudness(windows: Tensor, config: AudioConfig) -> Tensor:
     return power.sqrt().clamp_min(SILENCE)
 
 
-def fit_last(units: Tensor, config: AudioConfig) -> Tensor:
-    """The predictor that extrapolates, of windows [R, history] of level 1: [R, order]."""
-    window = _barnwell(config.history, config.memories[2], units.device)
-    products = autocorrelation(units * window, config.orders[2])
-    few = not units.is_cuda and len(units) <= _FEW
+def fit(units: Tensor, config: AudioConfig, which: int) -> Tensor:
+    """Predictor number ``which`` of windows [..., history] of level 1: [..., order]."""
+    products = _products(units, config, which)
+    few = not units.is_cuda and products.shape[:-1].numel() <= _FEW
     return solve(products) if few else levinson(products)[0]
 
 
-def fit(units: Tensor, config: AudioConfig, which: int) -> tuple[Tensor, Tensor]:
-    """Predictor number ``which`` of windows [..., history] of level 1, as ``levinson`` gives it."""
+def _products(units: Tensor, config: AudioConfig, which: int) -> Tensor:
     window = _barnwell(config.history, config.memories[which], units.device)
-    return levinson(autocorrelation(units * window, config.orders[which]))
+    return autocorrelation(units * window, config.orders[which])
 
 
 def find_period(windows: Tensor, level: Tensor, config: AudioConfig) -> Period:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kssm.audio.analysis import find_period, fit_last, loudness
+from kssm.audio.analysis import find_period, fit, loudness
 from kssm.audio.config import AudioConfig
 from kssm.audio.next_sample import Guess
 from kssm.models.layers import init_linear
@@ -49,7 +49,7 @@ class Outlook(nn.Module):
             level = loudness(window, config)
             period = find_period(window, level, config)
             units = window / level.unsqueeze(-1)
-            taps = fit_last(units, config)
+            taps = fit(units, config, 2)
             extended = extrapolate(units, taps, config.horizon).clamp(-_BOUND, _BOUND)
         level = level.unsqueeze(-1)
         known = torch.cat([units[:, -config.longest_lag :], context.float()], dim=-1)
