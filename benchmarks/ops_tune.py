@@ -37,7 +37,7 @@ SHAPES = (
     (1, 4096, 1024),
 )
 ALWAYS_CUT = 10**6
-WALKS = (Tuning(block_d=64, ahead=4, enough=0), Tuning(block_d=512, warps=8, ahead=4, enough=0))
+WALKS = (Tuning(block_d=64, ahead=4, enough=0),)
 RINGS = (RingTuning(3), RingTuning(4), RingTuning(6))
 TILES = tuple(
     TileTuning(4, run, unroll, resident, every)
@@ -45,7 +45,8 @@ TILES = tuple(
     for every in (1, 4, 8)
 )
 BACK = (Tuning(block_d=512, warps=8, enough=0), Tuning(block_d=64, enough=0))
-BACK_RINGS = (RingTuning(4), RingTuning(6), RingTuning(8))
+BACK_RINGS = (RingTuning(3), RingTuning(4), RingTuning(6))
+BACK_CHUNKS = tuple(RingTuning(4, wanted=wanted) for wanted in (4, 8, 16))
 FEW = 16_384
 """Rows times channels up to which walks are cut in time too, and not left whole."""
 
@@ -59,18 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=user_file())
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cuda-only", action="store_true", help="leave Triton's kernels out")
     parser.add_argument("--compile-only", action="store_true", help="fill Triton's cache and end")
     options = parser.parse_args(arguments)
     device = torch.device("cuda", torch.cuda.current_device())
     if options.jobs > 1:
-        compile_all(options.jobs)
+        compile_all(options.jobs, options.cuda_only)
     if options.compile_only:
         return
     copy = copy_rate(device, options.repeats)
     rows: list[Row] = []
     for shape in SHAPES:
         case = Case(*shape, device)
-        first, second = candidates(case)
+        first, second = candidates(case, options.cuda_only)
         pairs: list[Pair] = [(tuning, second[0]) for tuning in first]
         lines, forward = timed(case, "forward", pairs, copy, options.repeats)
         pairs = [(forward[0], tuning) for tuning in second]
@@ -85,11 +87,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finish("ops_tune", device, rows, save=options.save)
 
 
-def candidates(case: Case) -> tuple[list[AnyTuning], list[Tuning | RingTuning]]:
+def candidates(
+    case: Case, cuda_only: bool = False
+) -> tuple[list[AnyTuning], list[Tuning | RingTuning]]:
     """What is tried for (forward, backward)."""
-    if case.batch * case.channels <= FEW:
-        return [*cut(WALKS[:1]), *TILES], list(cut(BACK))
-    return [*WALKS[:1], *RINGS, *TILES[:1]], [*BACK_RINGS, *BACK]
+    few = case.batch * case.channels <= FEW
+    first: list[AnyTuning] = list(TILES if few else (*RINGS, *TILES[:1]))
+    second: list[Tuning | RingTuning] = list(BACK_CHUNKS if few else BACK_RINGS)
+    if not cuda_only:
+        first += cut(WALKS) if few else WALKS
+        second += cut(BACK) if few else BACK
+    return first, second
 
 
 def timed(
@@ -135,16 +143,17 @@ def time_ms(case: Case, kind: str, pair: Pair, repeats: int) -> float:
         return float("inf")
 
 
-def compile_all(jobs: int) -> None:
+def compile_all(jobs: int, cuda_only: bool) -> None:
     """Fill Triton's cache: every candidate on a small batch, in processes of their own."""
     work: list[tuple[int, str, Pair]] = []
     for kind in ("forward", "both", "kept"):
         for rows, _, channels in SHAPES:
-            first, second = candidates(Case(rows, 1024, channels, torch.device("cuda")))
+            case = Case(rows, 1024, channels, torch.device("cuda"))
+            first, second = candidates(case, cuda_only)
             if kind == "both":
-                work += [(channels, kind, (WALKS[0], one_count(t))) for t in second]
+                work += [(channels, kind, (RINGS[0], one_count(t))) for t in second]
             else:
-                work += [(channels, kind, (one_count(t), BACK[0])) for t in first]
+                work += [(channels, kind, (one_count(t), BACK_RINGS[0])) for t in first]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         list(pool.map(compile_one, list(dict.fromkeys(work)), chunksize=1))
@@ -152,7 +161,7 @@ def compile_all(jobs: int) -> None:
 
 def one_count(tuning: Any) -> Any:
     """The same kernels whatever the number of chunks."""
-    return replace(tuning, wanted=16) if isinstance(tuning, Tuning) else tuning
+    return tuning if isinstance(tuning, TileTuning) else replace(tuning, wanted=16)
 
 
 def compile_one(work: tuple[int, str, Pair]) -> None:

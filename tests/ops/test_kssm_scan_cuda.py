@@ -23,9 +23,16 @@ from kssm.ops.kssm_scan.kernel_cut import RingTuning, TileTuning
 kernel = importlib.import_module("kssm.ops.kssm_scan.kernel")
 cuda_scan = importlib.import_module("kssm.ops.kssm_scan.cuda_scan")
 ON_GPU = DEVICE == "cuda"
-SMALL = TileTuning(warps=2, run=4, every=3)
-LARGE = {"wide": TileTuning(8, 16, every=8), "longer": RingTuning(6)} if ON_GPU else {}
-TUNINGS = {"ring": RingTuning(3), "tiles": SMALL, "chain": replace(SMALL, every=1), **LARGE}
+TILES = TileTuning(warps=2, run=4, every=3)
+TUNINGS = {
+    "ring": RingTuning(3, enough=0),
+    "chunks": RingTuning(3, enough=10**6, wanted=10**6, shortest=8),
+    "tiles": TILES,
+    "chain": replace(TILES, every=1),
+}
+if ON_GPU:
+    TUNINGS["wide"] = TileTuning(8, 16, every=8)
+    TUNINGS["longer"] = RingTuning(6)
 ALL = {"token_dt": True, "initial": True, "lengths": True}
 
 
@@ -83,7 +90,7 @@ def test_gradients(tokens, dtype):
 
 @pytest.mark.usefixtures("poisoned", "tuned")
 def test_packed_sequences():
-    problem, offsets = packed([3, 0, 29, 1, 8], channels=64, groups=1)
+    problem, offsets = packed([3, 0, 69, 1, 8], channels=64, groups=1)
     expected = alone(problem, offsets)
     found = packed_gradients(problem.to(torch.bfloat16, DEVICE), offsets.to(DEVICE), "triton")
     for name, value in found.items():

@@ -1,4 +1,4 @@
-"""Launching walk.cu, tile.cu and walk_back.cu: the scan over 16-bit inputs, reading them once."""
+"""Launching the CUDA kernels: the scan over 16-bit inputs, forward and backward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kssm.ops.kssm_scan.cuda_program import compiler, program
-from kssm.ops.kssm_scan.kernel_cut import Cut, RingTuning, Rows, TileTuning
+from kssm.ops.kssm_scan.kernel_cut import Cut, RingTuning, Rows, TileTuning, processors
 from kssm.ops.kssm_scan.kernel_launch import (
     Gradients,
     Scan,
@@ -17,7 +17,7 @@ from kssm.ops.kssm_scan.kernel_launch import (
     room_for_kept,
     room_for_output,
 )
-from kssm.ops.launch import on_device
+from kssm.ops.launch import blocks_of, on_device
 
 _BLOCK = 64
 """Channels a program."""
@@ -44,7 +44,7 @@ class Arguments(ctypes.Structure):
 
 
 class GradientArguments(ctypes.Structure):
-    """``struct Gradients`` of walk_back.cu."""
+    """``struct Gradients`` of adjoint.cuh."""
 
     _fields_ = (
         ("dy", ctypes.c_void_p),
@@ -53,12 +53,14 @@ class GradientArguments(ctypes.Structure):
         ("b", ctypes.c_void_p * 2),
         ("parameters", ctypes.c_void_p),
         ("initial", ctypes.c_void_p),
+        ("maps", ctypes.c_void_p),
         ("dy_spacing", ctypes.c_int),
+        ("chunk_len", ctypes.c_int),
     )
 
 
 class AllArguments(ctypes.Structure):
-    """``struct Both`` of walk_back.cu."""
+    """``struct Both`` of adjoint.cuh."""
 
     _fields_ = (("forward", Arguments), ("to", GradientArguments))
 
@@ -95,7 +97,7 @@ def forward_by_cuda(
 def backward_by_cuda(
     scan: Scan, kept: Tensor, dy: Tensor, dfinal: Tensor, tuning: RingTuning
 ) -> Gradients:
-    """``kernel_launch.backward`` for a scan that ``fits``, row by row."""
+    """``kernel_launch.backward`` for a scan that ``fits``."""
     x = scan.x
     batch, tokens, channels = x.shape
     given = (*scan.inputs[:4], dy.to(x.dtype), *scan.inputs[4:])
@@ -103,7 +105,11 @@ def backward_by_cuda(
     to_tokens = [room_for_output(t, scan.lengths) for t in scan.inputs[:4]]
     partial = (batch, tokens, scan.groups, channels // scan.groups // _BLOCK)
     to_b = [room_for_output(x, scan.lengths, partial, torch.float32) for _ in range(2)]
-    to_parameters = x.new_empty(scan.rows, 6, channels, dtype=torch.float32)
+    cut = cut_back(scan, tuning)
+    cuts = cut.chunks != 1
+    maps = x.new_empty(cut.units if cuts else 0, channels, 4, dtype=torch.float32)
+    make = x.new_empty if scan.offsets is None else x.new_zeros
+    to_parameters = make(cut.units, 6, channels, dtype=torch.float32)
     to_initial = x.new_empty(scan.rows, channels, 2, dtype=torch.float32)
     dfinal = dfinal.contiguous()
     forward = _arguments(scan, (*inputs[:4], *inputs[5:]), (*spacing[:4], *spacing[5:]), kept)
@@ -114,16 +120,42 @@ def backward_by_cuda(
         b=_addresses(to_b),
         parameters=to_parameters.data_ptr(),
         initial=to_initial.data_ptr(),
+        maps=maps.data_ptr(),
         dy_spacing=spacing[4],
+        chunk_len=cut.chunk_len,
     )
-    defines = _defines(scan, tuning.keep) | {"AHEAD": tuning.ahead}
-    shared = (tuning.ahead * (tuning.keep * 5 * 32 + 2 * _BLOCK) + 3 * 32) * _WORD
-    rows = _place(forward, Rows(scan.lengths, scan.offsets))
+    forward.chunks = cut.chunks
+    rows = _place(forward, cut.rows(scan.lengths, scan.offsets if cuts else None), scan.offsets)
     with on_device(x.device):
-        kernel = program("walk_back.cu", "walk_back_kernel", defines, shared, x.device)
-        kernel.launch(scan.rows * (channels // _BLOCK), 32, AllArguments(forward, to))
+        _walk_back(scan, tuning, cut, AllArguments(forward, to))
     del rows  # needed until here
     return Gradients(to_tokens, [t.sum(-1) for t in to_b], to_parameters.sum(0), to_initial)
+
+
+def cut_back(scan: Scan, tuning: RingTuning) -> Cut:
+    """The backward pass's cut: rows as they are where they are many, else chunks of them."""
+    batch, tokens, channels = scan.x.shape
+    blocks = channels // _BLOCK
+    there = processors(scan.x.device)
+    if scan.rows * blocks >= tuning.enough * there:
+        return Cut(_BLOCK, blocks, scan.rows, 1, tokens)
+    chunks = blocks_of(tuning.wanted * there, scan.rows * blocks)
+    chunk_len = max(blocks_of(batch * tokens, scan.rows * chunks), tuning.shortest)
+    packed = None if scan.offsets is None else scan.rows
+    return Cut.fixed(scan.x.shape, (_BLOCK, blocks), blocks_of(chunk_len, 32) * 32, packed)
+
+
+def _walk_back(scan: Scan, tuning: RingTuning, cut: Cut, arguments: AllArguments) -> None:
+    """The chunks' maps, when rows are cut, and the gradients."""
+    device = scan.x.device
+    defines = _defines(scan, tuning.keep) | {"AHEAD": tuning.ahead}
+    if cut.chunks != 1:
+        shared = (tuning.ahead * 8 * _LINE + 32) * _WORD
+        kernel = program("back_maps.cu", "back_maps_kernel", defines, shared, device)
+        kernel.launch(cut.programs, 32, arguments)
+    shared = (tuning.ahead * (tuning.keep * 5 * 32 + 2 * _BLOCK) + 3 * 32) * _WORD
+    kernel = program("walk_back.cu", "walk_back_kernel", defines, shared, device)
+    kernel.launch(cut.programs, 32, arguments)
 
 
 def _defines(scan: Scan, keep: int | None) -> dict[str, int]:
@@ -155,7 +187,8 @@ def _walk(scan: Scan, tuning: RingTuning, defines: dict[str, int], arguments: Ar
     defines["AHEAD"] = tuning.ahead
     shared = (tuning.ahead * 8 * _LINE + 3 * 32) * _WORD
     kernel = program("walk.cu", "walk_kernel", defines, shared, scan.x.device)
-    rows = _place(arguments, Rows(scan.lengths, scan.offsets))
+    arguments.chunks = 1
+    rows = _place(arguments, Rows(scan.lengths, None), scan.offsets)
     kernel.launch(scan.rows * (scan.x.shape[-1] // _BLOCK), 32, arguments)
     del rows  # needed until here
 
@@ -173,7 +206,7 @@ def _tile(scan: Scan, tuning: TileTuning, defines: dict[str, int], arguments: Ar
     arguments.states = board.data_ptr() + maps * _WORD
     arguments.counter = board.data_ptr() + counter * _WORD
     arguments.chunks = cut.chunks
-    rows = _place(arguments, cut.rows(scan.lengths, scan.offsets))
+    rows = _place(arguments, cut.rows(scan.lengths, scan.offsets), scan.offsets)
     defines |= {"WARPS": tuning.warps, "TOKENS": tuning.run, "UNROLL": tuning.unroll}
     defines |= {"RESIDENT": tuning.resident, "EVERY": tuning.every}
     shared = tile_bytes(tuning, defines["KEEP"], defines["FACTOR"])
@@ -191,9 +224,9 @@ def tile_bytes(tuning: TileTuning, keep: int, factor: int) -> int:
     return words * _WORD
 
 
-def _place(arguments: Arguments, rows: Rows) -> list[Tensor | None]:
+def _place(arguments: Arguments, rows: Rows, offsets: Tensor | None) -> list[Tensor | None]:
     """Say where rows lie, as 64-bit numbers; the tensors returned must outlive the launch."""
-    wide = [None if t is None else t.long() for t in rows]
+    wide = [None if t is None else t.long() for t in rows._replace(offsets=offsets)]
     arguments.lengths, arguments.offsets, arguments.owner, arguments.first = map(_address, wide)
     return wide
 

@@ -30,11 +30,12 @@ def choose(scan: Scan) -> Tunings:
     shape = shape_class(scan)
     forward = tuned(FORWARD_NAME, scan.x.device, shape)
     backward = tuned(BACKWARD_NAME, scan.x.device, shape)
-    first, second = by_rule(scan)
-    first = first if forward is None else decode(forward)
-    found = second if backward is None else decode(backward)
-    assert not isinstance(found, TileTuning)
-    return first, found
+    first = None if forward is None else decode(forward)
+    if first is None or (isinstance(first, RingTuning) and not _fill(scan)):
+        first = by_rule(scan)
+    second = RingTuning() if backward is None else decode(backward)
+    assert not isinstance(second, TileTuning)
+    return first, second
 
 
 def possible(scan: Scan, tunings: Tunings) -> Tunings:
@@ -46,12 +47,14 @@ def possible(scan: Scan, tunings: Tunings) -> Tunings:
     return first, second
 
 
-def by_rule(scan: Scan) -> Tunings:
-    """The cuts where nothing was measured."""
-    programs = scan.rows * scan.x.shape[-1] // 64
-    if programs >= _ENOUGH * processors(scan.x.device):
-        return RingTuning(), RingTuning(6)
-    return TileTuning(every=4), BACKWARD
+def by_rule(scan: Scan) -> AnyTuning:
+    """The forward pass where nothing was measured."""
+    return RingTuning() if _fill(scan) else TileTuning(every=4)
+
+
+def _fill(scan: Scan) -> bool:
+    """Whether rows fill the device without being cut."""
+    return scan.rows * scan.x.shape[-1] // 64 >= _ENOUGH * processors(scan.x.device)
 
 
 def shape_class(scan: Scan) -> ShapeClass:

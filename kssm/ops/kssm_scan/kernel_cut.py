@@ -47,9 +47,16 @@ class Tuning:
 
 @dataclass(frozen=True)
 class RingTuning:
-    """Rows walked by walk.cu or walk_back.cu, ``ahead`` - 1 groups of tokens asked for early."""
+    """Rows walked by walk.cu or walk_back.cu, ``ahead`` - 1 groups of tokens asked for early.
+
+    Backward, rows are cut where there are fewer than ``enough`` programs a multiprocessor; then
+    there are ``wanted``, of at least ``shortest`` tokens.
+    """
 
     ahead: int = 4
+    enough: int = 4
+    wanted: int = 8
+    shortest: int = 64
 
     @property
     def keep(self) -> int:

@@ -1,7 +1,7 @@
-// The gradients of the element-wise scan over 16-bit inputs, a row in one go (CUDA; see README.md).
+// The gradients of the element-wise scan over 16-bit inputs (CUDA; see README.md).
 //
-// A program of one warp takes 64 channels of a row, two a lane, and KEEP = 4 tokens at a time, the
-// last ones first. Their states are computed once more from the one kept before them, then the
+// A program of one warp takes 64 channels of a row, or of a chunk of it, two a lane, and KEEP = 4
+// tokens at a time, the last ones first. Their states are computed once more from the one kept before them, then the
 // adjoint runs back over them; kernel_backward.py has the equations. As in walk.cu, inputs wait in
 // a ring of AHEAD places in shared memory.
 //
@@ -9,25 +9,13 @@
 
 #include "parts.cuh"
 #include "rows.cuh"
+#include "board.cuh"
+#include "adjoint.cuh"
 
 #define STREAM_LINE 160                        // words of a token: 5 streams of 32 lanes
 #define PLACE_WORDS (KEEP * STREAM_LINE + 128)  // and the kept states: 64 real parts, 64 imaginary
+#define WINDOW 4  // maps that are asked for at once
 #define NOTHING (HALF ? 0xfc00fc00u : 0xff80ff80u)  // a step of softplus(-inf)
-
-struct Gradients {
-  const u16* dy;                // [rows, tokens, D]
-  const float* last;            // of the last states [rows, D, 2]
-  u32* streams[4];              // [rows, tokens, D / 2]
-  float* b[2];                  // [rows, tokens, BLOCKS]: partial sums
-  float* parameters;            // [rows, 6, D]: partial sums
-  float* initial;               // [rows, D, 2]
-  int dy_spacing;
-};
-
-struct Both {
-  Arguments forward;
-  Gradients to;
-};
 
 struct Sums { float alpha, w, w_omega, dt, c_re, c_im; };
 
@@ -105,16 +93,16 @@ struct Source {
   const float* kept;
 };
 
-DEVICE void ask_for_place(const Both& g, u32* place, Source& from, int first, int length) {
+DEVICE void ask_for_place(const Both& g, u32* place, Source& from, int first, Span span) {
   int lane = threadIdx.x;
-  bool there = first >= 0 && first + lane / 8 < length;
+  bool there = first >= span.start && first + lane / 8 < span.stop;
 #pragma unroll
   for (int s = 0; s < 5; s++) {
     int spacing = s < 4 ? g.forward.spacing[s] : g.to.dy_spacing;
     copy_async(place + lane / 8 * STREAM_LINE + s * 32 + lane % 8 * 4, from.at[s], there);
     from.at[s] -= (long long)KEEP * spacing;
   }
-  copy_async(place + KEEP * STREAM_LINE + lane * 4, from.kept, first >= 0);
+  copy_async(place + KEEP * STREAM_LINE + lane * 4, from.kept, first >= span.start);
   from.kept -= 2 * D;
   end_group();
 }
@@ -191,8 +179,8 @@ DEVICE Source source_at(const Both& g, Row row, int block, int top) {
   return from;
 }
 
-DEVICE void write_sums(const Both& g, long long row, int channel, Channel c, Sums s) {
-  float* to = g.to.parameters + row * (6 * D) + channel;
+DEVICE void write_sums(const Both& g, long long unit, int channel, Channel c, Sums s) {
+  float* to = g.to.parameters + unit * (6 * D) + channel;
   to[0] = s.alpha;
   to[D] = -c.scale * s.w;
   to[2 * D] = (-0.5f * HALF_LN2) * fmaf(g.forward.parameters[1][channel], s.w, s.w_omega);
@@ -201,52 +189,76 @@ DEVICE void write_sums(const Both& g, long long row, int channel, Channel c, Sum
   to[5 * D] = s.c_im;
 }
 
+// The adjoint of two channels after a chunk, from that of the last state and the later chunks' maps.
+DEVICE void read_adjoint(const Both& g, Row row, long long unit, int channel, Pair& g0, Pair& g1) {
+  const float* last = g.to.last + (row.number * D + channel) * 2;
+  g0 = {last[0], last[1]};
+  g1 = {last[2], last[3]};
+  for (int c = row.chunks - 1; c > row.chunk; c -= WINDOW) {
+    Quad first[WINDOW], second[WINDOW];
+#pragma unroll
+    for (int k = 0; k < WINDOW; k++) {
+      const Quad* at = g.to.maps + (unit - row.chunk + max(c - k, 0)) * D + channel;
+      first[k] = at[0];
+      second[k] = at[1];
+    }
+#pragma unroll
+    for (int k = 0; k < WINDOW; k++)
+      if (c - k > row.chunk) {
+        g0 = apply(as_map(first[k]), g0);
+        g1 = apply(as_map(second[k]), g1);
+      }
+  }
+}
+
 KERNEL(32, 8) walk_back_kernel(CONSTANT Both g) {
   u32* ring = (u32*)memory;                       // [AHEAD, PLACE_WORDS]
   Pair* b = (Pair*)(ring + AHEAD * PLACE_WORDS);  // [NARROW]
   float* factor = (float*)(b + NARROW);           // [NARROW]
   int lane = threadIdx.x, block = blockIdx.x % BLOCKS, group = block / (BLOCKS / GROUPS);
-  int channel = block * 64 + 2 * lane;
-  Row row = find(g.forward, blockIdx.x / BLOCKS);
-  int top = (row.length - 1) / KEEP * KEEP;  // of an empty row: 0, and no place is walked
+  int channel = block * 64 + 2 * lane, unit = blockIdx.x / BLOCKS;
+  Row row = find(g.forward, unit);
+  if (row.chunk >= row.chunks) return;  // packed rows have room for more units than they fill
+  Span span = span_of(g, row);
+  bool any = span.stop > span.start;
+  int top = any ? span.start + (span.stop - span.start - 1) / KEEP * KEEP : span.start;
   Source from = source_at(g, row, block, top);
-  int asked = row.length > 0 ? top : -KEEP;
+  int asked = any ? top : span.start - KEEP;
 #pragma unroll
   for (int k = 0; k < AHEAD - 1; k++, asked -= KEEP)
-    ask_for_place(g, ring + k * PLACE_WORDS, from, asked, row.length);
+    ask_for_place(g, ring + k * PLACE_WORDS, from, asked, span);
   int window = top / NARROW * NARROW;
-  Narrow next = read_narrow(g.forward, row.first_token + window + lane, window + lane < row.length, group);
+  Narrow next = read_narrow(g.forward, row.first_token + window + lane, window + lane < span.stop, group);
   Tracer w = {load_channel(g.forward, channel), load_channel(g.forward, channel + 1)};
-  const float* last = g.to.last + (row.number * D + channel) * 2;
-  w.g0 = {last[0], last[1]};
-  w.g1 = {last[2], last[3]};
+  read_adjoint(g, row, unit, channel, w.g0, w.g1);
   w.s0 = w.s1 = {0, 0, 0, 0, 0, 0};
   long long first = row.first_token + top;
   for (int s = 0; s < 4; s++) w.to[s] = g.to.streams[s] + first * (D / 2) + channel / 2;
   w.b = g.to.b[lane / 4 % 2] + first * BLOCKS + block;
   int full = 0, empty = AHEAD - 1;
-  for (int t = row.length > 0 ? top : -KEEP; t >= 0; t -= KEEP, asked -= KEEP) {
+  for (int t = any ? top : span.start - KEEP; t >= span.start; t -= KEEP, asked -= KEEP) {
     wait_for_group<AHEAD - 2>();
     __syncwarp();
     if (t == top || t % NARROW == NARROW - KEEP) {
       b[lane] = next.b;
       if (FACTOR) factor[lane] = next.factor;
       window -= NARROW;
-      next = read_narrow(g.forward, row.first_token + window + lane, window >= 0, group);
+      next = read_narrow(g.forward, row.first_token + window + lane, window >= span.start, group);
       __syncwarp();
     }
-    ask_for_place(g, ring + empty * PLACE_WORDS, from, asked, row.length);
+    ask_for_place(g, ring + empty * PLACE_WORDS, from, asked, span);
     const u32* place = ring + full * PLACE_WORDS;
-    if (t + KEEP <= row.length)
+    if (t + KEEP <= span.stop)
       trace_back(w, place, b + t % NARROW, factor + t % NARROW, KEEP);
     else
-      trace_back(w, place, b + t % NARROW, factor + t % NARROW, row.length - t);
+      trace_back(w, place, b + t % NARROW, factor + t % NARROW, span.stop - t);
     for (int s = 0; s < 4; s++) w.to[s] -= KEEP * (D / 2);
     w.b -= KEEP * BLOCKS;
     full = full + 1 == AHEAD ? 0 : full + 1;
     empty = empty + 1 == AHEAD ? 0 : empty + 1;
   }
-  write_sums(g, row.number, channel, w.c0, w.s0);
-  write_sums(g, row.number, channel + 1, w.c1, w.s1);
-  *(Quad*)(g.to.initial + (row.number * D + channel) * 2) = as_quad(w.g0, w.g1);
+  write_sums(g, unit, channel, w.c0, w.s0);
+  write_sums(g, unit, channel + 1, w.c1, w.s1);
+  if (row.chunk == 0)
+    *(Quad*)(g.to.initial + (row.number * D + channel) * 2) = as_quad(w.g0, w.g1);
 }
