@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kssm.ops.kernel_maths import sigmoid
+
 
 @triton.jit
 def place(spans, C: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr):
@@ -48,12 +50,12 @@ def tap(
 
 @triton.jit
 def silu(p):
-    return p / (1.0 + tl.exp(-p))
+    return p * sigmoid(p)
 
 
 @triton.jit
 def silu_slope(p):
-    s = 1.0 / (1.0 + tl.exp(-p))
+    s = sigmoid(p)
     return s * (1.0 + p * (1.0 - s))
 
 

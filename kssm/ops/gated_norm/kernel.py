@@ -6,6 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kssm.ops.kernel_maths import sigmoid
+
 
 @triton.jit
 def tile(x_ptr, row_stride, r, c, mask):
@@ -40,7 +42,7 @@ def forward_kernel(
             mixed += skip * tile(value_ptr, value_row, r, c[None, :], mask)
         if gate_ptr is not None:
             z = tile(gate_ptr, gate_row, r, c[None, :], mask)
-            mixed = mixed * z / (1.0 + tl.exp(-z))
+            mixed = mixed * z * sigmoid(z)
         tl.store(out_ptr + r * C + c[None, :], mixed.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -75,7 +77,7 @@ def backward_kernel(
             z = tile(gate_ptr, gate_row, r, c[None, :], mask)
             if value_ptr is not None:
                 mixed += skip * tile(value_ptr, value_row, r, c[None, :], mask)
-            s = 1.0 / (1.0 + tl.exp(-z))
+            s = sigmoid(z)
             dz = d * mixed * s * (1.0 + z * (1.0 - s))
             tl.store(
                 dgate_ptr + r * dgate_row + c[None, :],

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kssm.ops.kernel_maths import sigmoid
 from kssm.ops.launch import blocks_of, flat_rows, on_device
 
 _BLOCK_R, _BLOCK_C = 8, 256
@@ -29,7 +30,7 @@ def forward_kernel(
     r, c, mask = cells(rows, H, BLOCK_R, BLOCK_C)
     gate = tl.load(x_ptr + r * x_row + c, mask=mask, other=0.0).to(tl.float32)
     value = tl.load(x_ptr + r * x_row + H + c, mask=mask, other=0.0).to(tl.float32)
-    y = gate / (1.0 + tl.exp(-gate)) * value
+    y = gate * sigmoid(gate) * value
     tl.store(y_ptr + r * H + c, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -42,7 +43,7 @@ def backward_kernel(
     gate = tl.load(x_ptr + r * x_row + c, mask=mask, other=0.0).to(tl.float32)
     value = tl.load(x_ptr + r * x_row + H + c, mask=mask, other=0.0).to(tl.float32)
     dy = tl.load(dy_ptr + r * dy_row + c, mask=mask, other=0.0).to(tl.float32)
-    s = 1.0 / (1.0 + tl.exp(-gate))
+    s = sigmoid(gate)
     at = dx_ptr + r * (2 * H) + c
     dgate = dy * value * s * (1.0 + gate * (1.0 - s))
     tl.store(at, dgate.to(dx_ptr.dtype.element_ty), mask=mask)
