@@ -67,6 +67,7 @@ def run_task(file: Path, checkpoint: str, config: FinetuneConfig, output: Path) 
         "seconds": round(seconds, 1),
         "processor_seconds": round(busy, 1),
         "share": result.share,
+        "width": result.width,
         "validation_ratio": result.validation[1] / result.validation[0],
         "zero_shot": before._asdict(),
         "finetuned": after._asdict(),

@@ -78,9 +78,10 @@ def _show(console: Console, result: FinetuneResult, output: Path) -> None:
     ):
         if not math.isnan(before):
             console.print(f"CRPS on the {name}: {before:.4g} before, {after:.4g} after")
-    console.print(
-        f"{result.share:.0%} of the way to the trained weights"
-        if result.share
-        else "no gain on the validation part: the weights stay as they were"
-    )
+    if result.share:
+        console.print(f"{result.share:.0%} of the way to the trained weights")
+    elif result.width != 1.0:
+        console.print(f"training did not help; intervals {result.width:g} times as wide")
+    else:
+        console.print("no gain on the validation part: the weights stay as they were")
     console.print(f"kssm serve --model {output}")

@@ -7,6 +7,7 @@ everything known, and its weights are mixed in the same share.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kssm.errors import InvalidInputError
 from kssm.forecast.batch import as_series
+from kssm.forecast.distribution import LEVELS
 from kssm.forecast.forecaster import SignalForecaster
 from kssm.training.adapt import AdaptConfig, adapt, blend
 from kssm.training.assess import Origins, Windows, crps
@@ -28,11 +31,16 @@ Report = Callable[[str, float], None]
 LEAST_HISTORY = 32  # samples before the first window that is scored
 CONTEXT = 1024  # samples read before the first window that is scored
 MOST_WINDOWS = 20  # of the hold-out, scored of each series
-MOST_DECIDING = 12  # overlapping windows that decide, of each series
+DECIDING = 600  # overlapping windows that decide, in all, but 12 to 80 of each series
 CALMER = 0.5  # learning rate of the second training, relative to the first
 MOST_SAMPLES = 60_000  # read for a score: further series are left out
-SHARES = (0.25, 0.5, 1.0)
+SHARES = (0.1, 0.25, 0.5, 1.0)
 """Shares of the way from the old weights to the new ones that are tried."""
+
+WIDTHS = (0.8, 0.9, 1.1, 1.25)
+"""Factors on the intervals' widths that compete with the training."""
+LEAST_GAIN = 0.002  # relative, of a width
+LEAST_SERIES = 30  # that decide on a width: it is a matter of frequencies
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class FinetuneConfig:
 class FinetuneResult:
     """Attributes:
     share: how far the weights went from the old to the trained ones, 0 = not at all.
+    width: factor on the intervals' widths instead, 1 = as they were.
     validation: CRPS before, and with the weights that had not seen these windows.
     holdout: CRPS before and after (NaN without a hold-out).
     series, samples: what was learned from.
@@ -70,6 +79,7 @@ class FinetuneResult:
     """
 
     share: float
+    width: float
     validation: tuple[float, float]
     holdout: tuple[float, float]
     series: int
@@ -127,6 +137,8 @@ def finetune(
     final = scored(parts.whole, parts.holdout, config.horizon, config.adapt.seed)
     held = clock.score(model, final)
     choice = _choose(model, parts, config, clock, tell)
+    if choice.width != 1.0:
+        model.load_state_dict(widen(model, choice.width).state_dict())
     if choice.share:
         calmer = replace(
             config.adapt,
@@ -136,10 +148,11 @@ def finetune(
         until = clock.until(trainings=1, scores=1)
         trained = adapt(choice.trained, parts.known, config.horizon, calmer, until, _half(tell, 1))
         model.load_state_dict(blend(model, trained, choice.share).state_dict())
-        model.eval()  # forgets what was compiled for the old weights
+    model.eval()  # forgets what was compiled for the old weights
     tell("training", 1.0)
     return FinetuneResult(
         share=choice.share,
+        width=choice.width,
         validation=choice.scores,
         holdout=(held, clock.score(model, final)),
         series=len(parts.known),
@@ -149,12 +162,13 @@ def finetune(
 
 
 class _Choice(NamedTuple):
-    """How far to go towards what was trained, and the CRPS on the windows that decided, before
-    and with it."""
+    """How far to go towards what was trained, or how wide to make intervals, and the CRPS on the
+    windows that decided, before and with it."""
 
-    share: float
     scores: tuple[float, float]
     trained: SignalForecaster
+    share: float = 0.0
+    width: float = 1.0
 
 
 def _choose(
@@ -163,14 +177,30 @@ def _choose(
     """Train on what comes before the windows that decide, and mix with the old weights."""
     deciding = scored(parts.known, parts.validation, config.horizon, config.adapt.seed)
     before = clock.score(model, deciding)
-    until = clock.until(trainings=2, scores=len(SHARES) + 1)
+    until = clock.until(trainings=2, scores=len(SHARES) + len(WIDTHS) + 1)
     trained = adapt(model, parts.fitted(), config.horizon, config.adapt, until, _half(tell, 0))
     tried = {share: clock.score(blend(model, trained, share), deciding) for share in SHARES}
-    least = min(tried.values())
-    if not least < before:
-        return _Choice(0.0, (before, before), trained)
-    share = min(share for share, score in tried.items() if score == least)
-    return _Choice(share, (before, least), trained)
+    wide = WIDTHS if len(deciding.series) >= LEAST_SERIES else ()
+    widths = {width: clock.score(widen(model, width), deciding) for width in wide}
+    best, best_score = min(tried.items(), key=lambda item: item[1])
+    width, wide_score = min(widths.items(), key=lambda item: item[1], default=(1.0, before))
+    if wide_score < min(best_score, (1.0 - LEAST_GAIN) * before):
+        return _Choice((before, wide_score), trained, width=width)
+    if best_score < before:
+        return _Choice((before, best_score), trained, share=best)
+    return _Choice((before, before), trained)
+
+
+@torch.no_grad()
+def widen(model: SignalForecaster, factor: float) -> SignalForecaster:
+    """A copy of ``model`` whose quantiles lie about ``factor`` times as far apart.
+
+    Quantiles are ``softplus`` apart, nearly an exponential where it is small.
+    """
+    wide = copy.deepcopy(model)
+    increments = len(LEVELS) - 1  # the last of each horizon's outputs (``QuantileHead``)
+    wide.head.bias.view(model.config.head_horizon, -1)[:, -increments:] += math.log(factor)
+    return wide.eval()
 
 
 class _Clock:
@@ -228,7 +258,7 @@ def split(series: Sequence[Floats], config: FinetuneConfig) -> Split:
     for values in series:
         held = _cuts(len(values), config.holdout, config.horizon)
         known = values[: held[0]] if len(held) else values
-        cuts = _deciding(len(known), config.validation, config.horizon)
+        cuts = _deciding(len(known), config, len(series))
         if not len(cuts) or (config.holdout and not len(held)):
             continue
         found.whole.append(values)
@@ -251,10 +281,12 @@ def _cuts(length: int, share: float, horizon: int) -> Origins:
     return length - horizon * np.arange(count, 0, -1) if count > 0 else np.array([], np.int64)
 
 
-def _deciding(length: int, share: float, horizon: int) -> Origins:
-    """Overlapping windows in the last ``share`` of a series, or in the last one and a half."""
-    stretch = min(max(int(length * share), horizon * 3 // 2), length - LEAST_HISTORY)
+def _deciding(length: int, config: FinetuneConfig, series: int) -> Origins:
+    """Overlapping windows in the last part of a series, at least one and a half horizons long."""
+    horizon, most = config.horizon, min(80, max(12, DECIDING // series))
+    stretch = max(int(length * config.validation), horizon * 3 // 2)
+    stretch = min(stretch, length - LEAST_HISTORY)
     cuts = np.arange(length - stretch, length - horizon + 1, max(1, horizon // 4))
-    if stretch < horizon or len(cuts) <= MOST_DECIDING:
+    if stretch < horizon or len(cuts) <= most:
         return cuts
-    return cuts[np.linspace(0, len(cuts) - 1, MOST_DECIDING).round().astype(np.int64)]
+    return cuts[np.linspace(0, len(cuts) - 1, most).round().astype(np.int64)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -9,13 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kssm.cli import main
 from kssm.errors import InvalidInputError
 from kssm.forecast import pretrained
 from kssm.forecast.testing import tiny_forecaster
 from kssm.training.adapt import AdaptConfig
-from kssm.training.finetune import CONTEXT, MOST_SAMPLES, FinetuneConfig, finetune, scored, split
+from kssm.training.finetune import (
+    CONTEXT,
+    LEAST_GAIN,
+    LEAST_SERIES,
+    MOST_SAMPLES,
+    FinetuneConfig,
+    finetune,
+    scored,
+    split,
+    widen,
+)
 
 SMALL = AdaptConfig(learning_rate=3e-3, steps=25, length=128, batch_tokens=512)
 QUICK = FinetuneConfig(horizon=6, minutes=5.0, adapt=SMALL)
@@ -45,15 +57,40 @@ def test_what_can_be_learned_is_learned() -> None:
     assert again.holdout[0] == pytest.approx(result.holdout[1])
 
 
-def test_without_gain_nothing_changes() -> None:
+WILD = replace(QUICK, adapt=replace(SMALL, learning_rate=30.0, steps=2, clip=1e9))
+
+
+def test_where_training_harms_nothing_changes() -> None:
     model = tiny_forecaster()
     before = model.fingerprint
-    wild = replace(QUICK, adapt=replace(SMALL, learning_rate=30.0, steps=3, clip=1e9))
-    result = finetune(model, waves(), wild)
-    assert result.share == 0.0
+    result = finetune(model, waves(), WILD)
+    assert (result.share, result.width) == (0.0, 1.0)
+    assert model.fingerprint == before
     assert result.validation[0] == result.validation[1]
     assert result.holdout[0] == result.holdout[1]
-    assert model.fingerprint == before
+
+
+def test_many_series_may_decide_on_the_width_of_intervals() -> None:
+    model = tiny_forecaster()
+    backbone = copy.deepcopy(model.backbone.state_dict())
+    result = finetune(model, waves(LEAST_SERIES, 100), WILD)
+    assert result.share == 0.0
+    assert result.width != 1.0
+    assert result.validation[1] < (1.0 - LEAST_GAIN) * result.validation[0]
+    assert result.holdout[1] < result.holdout[0]
+    assert all(torch.equal(backbone[k], v) for k, v in model.backbone.state_dict().items())
+
+
+def test_widening_moves_quantiles_apart() -> None:
+    model = tiny_forecaster()
+    hidden, last = torch.zeros(1, 32), torch.zeros(1)
+    with torch.no_grad():
+        before = model.head(hidden, last)
+        after = widen(model, 1.1).head(hidden, last)
+    ratio = (after - after[..., 4:5]) / (before - before[..., 4:5])
+    outer = ratio[..., [0, 8]]
+    assert bool(((outer > 1.06) & (outer < 1.1)).all())
+    torch.testing.assert_close(after[..., 4], before[..., 4])
 
 
 def test_the_holdout_is_never_looked_at() -> None:
@@ -84,7 +121,8 @@ def test_splits_do_not_overlap() -> None:
     assert parts.validation[0][[0, -1]].tolist() == [120, 150]
     assert [len(x) for x in parts.fitted()] == [120, 600]
     assert len(parts.holdout[1]) == 20
-    assert len(parts.validation[0]) == len(parts.validation[1]) == 12
+    assert len(parts.validation[0]) == 16
+    assert len(parts.validation[1]) == 80
     short = split([np.zeros(62)], replace(config, holdout=0.0))
     assert short.validation[0].tolist() == [47, 49, 51]
 
