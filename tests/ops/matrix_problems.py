@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,7 +114,19 @@ def make_problem(
     )
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest expected number."""
-    scale = float(expected.abs().max()) + 1e-30
+def relative_error(actual: Tensor, expected: Tensor, size: Tensor | None = None) -> float:
+    """Largest difference over the largest expected number, or over ``size`` if that is larger."""
+    scale = max(float(expected.abs().max()), 0.0 if size is None else float(size.max())) + 1e-30
     return float((actual.double() - expected.double()).abs().max()) / scale
+
+
+def sum_sizes(problem: MatrixProblem, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the sums over tokens that are parameters' gradients would be if none cancelled by
+    chance: the roots of their terms' sums of squares."""
+    omega, rate = problem.inputs[5], problem.parameters.rate
+    terms = {
+        "alpha_bias": gradients["alpha"],
+        "dt_bias": gradients["dt"],
+        "rate": gradients["omega"] * (1 + omega) / rate,
+    }
+    return {name: term.square().sum((0, 1)).sqrt() for name, term in terms.items()}

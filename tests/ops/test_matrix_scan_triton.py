@@ -14,7 +14,7 @@ from kssm.ops.matrix_scan import matrix_scan
 from kssm.ops.matrix_scan.chunked import scan_chunked
 from kssm.ops.matrix_scan.kernel import scan_triton
 from kssm.ops.matrix_scan.kernel_plan import Build, Walk, best_plan, tuned
-from tests.ops.matrix_problems import MatrixProblem, make_problem, relative_error
+from tests.ops.matrix_problems import MatrixProblem, make_problem, relative_error, sum_sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHORT = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter multiplies no bf16
@@ -31,7 +31,8 @@ def errors(problem: MatrixProblem, dtype: torch.dtype, **change: Any) -> dict[st
     expected = dict(zip(("y", "final"), exact.run(scan_chunked), strict=True))
     found |= rounded.gradients(scan)
     expected |= exact.gradients(scan_chunked)
-    return {name: relative_error(found[name], expected[name]) for name in expected}
+    sizes = {} if dtype == torch.float32 else sum_sizes(exact, expected)
+    return {name: relative_error(found[name], expected[name], sizes.get(name)) for name in expected}
 
 
 def assert_close(problem: MatrixProblem, dtype: torch.dtype, **change: Any) -> None:
@@ -51,6 +52,20 @@ def test_one_row_is_cut_into_segments() -> None:
     walks = (Walk(Build(4, 1), 8),)
     assert best_plan(1, 19, 1, walks)[:2] == (4, 5)
     assert_close(make_problem(1, 300, 1, 16, 1, 8), torch.float32, walks=walks, chunk=16)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("tokens", [128, 1024])
+def test_tiles_give_what_loads_give(tokens: int) -> None:
+    walks = (Walk(Build(4, 2), 4096),)
+    assert (best_plan(2, tokens // 64, 1, walks).segments > 1) == (tokens == 1024)
+    problem = make_problem(1, tokens, 2, 64, 1, 32, options=False).to(SHORT, DEVICE)
+    tuning = replace(tuned(SHORT, 64, 64), walks=walks, tiles=walks)
+    loads = partial(scan_triton, tuning=replace(tuning, tiles=()))
+    for tiled, loaded in zip(
+        problem.run(partial(scan_triton, tuning=tuning)), problem.run(loads), strict=True
+    ):
+        assert torch.equal(tiled, loaded)
 
 
 @pytest.mark.parametrize("output", [0, 1])
@@ -74,7 +89,7 @@ def test_an_odd_number_of_heads() -> None:
         (1, 1, 1, 168),
         (16, 4096, 24, 168),  # one long row: cut until the device is full
         (384, 128, 1, 168),
-        (1024, 64, 1, 128),  # two full rounds of four programs rather than three of three
+        (1024, 64, 1, 168),
     ],
 )
 def test_plans_fill_the_device(rows: int, chunks: int, segments: int, registers: int) -> None:
@@ -142,3 +157,10 @@ def test_every_build_has_the_right_gradients(values: int, pairs: int, options: b
     problem = make_problem(2, 1000, 4, values, 2, pairs, options=options)
     for walk in tuned(torch.bfloat16, values, 2 * pairs).walks:
         assert_close(problem, torch.bfloat16, walks=(walk,))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+def test_gradients_of_tiles() -> None:
+    problem = make_problem(2, 1024, 4, 64, 2, 32, options=False)
+    assert_close(problem, torch.bfloat16)

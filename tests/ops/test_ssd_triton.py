@@ -46,7 +46,7 @@ def test_values_and_gradients(length, strength):
 def test_products_of_16_bit_factors(strength):
     short = torch.bfloat16 if ON_GPU else torch.float16  # the interpreter multiplies no bf16
     scan = partial(ssd_scan_triton, dtype=short)
-    check_scan(scan, ssd_scan_torch, problem(LENGTHS[-1], strength), 2e-2)
+    check_scan(scan, ssd_scan_torch, problem(LENGTHS[-1], strength), 5e-2)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs more tokens than the interpreter can walk")

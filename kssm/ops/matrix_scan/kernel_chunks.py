@@ -33,6 +33,17 @@ def store_tile(ptr, value, first, t, room, stride, column):
 
 
 @triton.jit
+def read(source, first, start, t, room, stride, WIDTH: tl.constexpr, TILED: tl.constexpr):
+    """As ``token_tile``, for the columns from ``start``. TILED: source is a tensor descriptor,
+    whose tiles the memory unit fetches on its own; the tile lies within the row."""
+    if TILED:
+        tile = source.load([first.to(tl.int32), start])
+    else:
+        tile = token_tile(source + start, first, t, room, stride, tl.arange(0, WIDTH))
+    return tile
+
+
+@triton.jit
 def kept_between(decay, weight, t):
     """[Q, Q]: what is left at token i of the input of token j <= i, else 0."""
     log = (decay[:, None] - weight[None, :]).to(tl.float32)
@@ -47,22 +58,18 @@ def shrunk(log2):
 
 @triton.jit
 def advance_head(
-    h, scores, b, c, x_ptr, y_ptr, decay_ptr, weight_ptr, first, t, room, row_x, row_y,
-    Q: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
+    h, b, c, x, decay_ptr, weight_ptr, t, Q: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
-    """One chunk of one head: y stored, the state behind the chunk returned."""
-    p = tl.arange(0, P)
-    x = token_tile(x_ptr, first, t, room, row_x, p)
+    """One chunk of one head: y, and the state behind the chunk."""
     decay = tl.load(decay_ptr + t)
     weight = tl.load(weight_ptr + t)
     total = tl.load(decay_ptr + Q - 1)
+    scores = tl.dot(c, tl.trans(b), input_precision=PRECISION)
     inside = (scores * kept_between(decay, weight, t)).to(x.dtype)
     y = tl.dot(c, h.to(x.dtype), input_precision=PRECISION) * shrunk(decay)[:, None]
     y = tl.dot(inside, x, acc=y, input_precision=PRECISION)
-    store_tile(y_ptr, y, first, t, room, row_y, p)
-    left = shrunk(total - weight)
-    arriving = x * left.to(x.dtype)[:, None]
-    return tl.dot(tl.trans(b), arriving, acc=h * shrunk(total), input_precision=PRECISION)
+    key = tl.trans(b) * shrunk(total - weight).to(b.dtype)[None, :]
+    return y, tl.dot(key, x, acc=h * shrunk(total), input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks", "segments", "span"])
@@ -70,21 +77,21 @@ def walk_kernel(
     x_ptr, b_ptr, c_ptr, decay_ptr, weight_ptr, lengths_ptr, start_ptr, y_ptr, final_ptr,
     row_x, tokens, chunks, segments, span,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, W: tl.constexpr, Q: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr, TILED: tl.constexpr,
 ):  # fmt: skip
     """Outputs of a segment of ``span`` chunks, from start [B, S, H, W, P] (None = zeros).
 
-    The last segment stores the state behind the row, final [B, H, W, P].
+    The last segment stores the state behind the row, final [B, H, W, P]. TILED: see ``read``; so
+    are b, c and y.
     """
     head = tl.program_id(0) % H
     segment = (tl.program_id(0) // H) % segments
     row = tl.program_id(0) // (H * segments)
     group = head // (H // G)
     end = row_end(lengths_ptr, row, tokens)
-    w = tl.arange(0, W)
     t = tl.arange(0, Q)
     gate_row = (row * H + head).to(tl.int64) * (chunks * Q)
-    tile = w[:, None] * P + tl.arange(0, P)[None, :]
+    tile = tl.arange(0, W)[:, None] * P + tl.arange(0, P)[None, :]
     h = tl.zeros([W, P], dtype=tl.float32)
     if start_ptr is not None:
         own = ((row * segments + segment) * H + head).to(tl.int64)
@@ -93,14 +100,15 @@ def walk_kernel(
     for chunk in tl.range(segment * span, stop, num_stages=STAGES):
         first = row.to(tl.int64) * tokens + chunk * Q
         room = end - chunk * Q
-        b = token_tile(b_ptr + group * W, first, t, room, G * W, w)
-        c = token_tile(c_ptr + group * W, first, t, room, G * W, w)
-        scores = tl.dot(c, tl.trans(b), input_precision=PRECISION)
+        b = read(b_ptr, first, group * W, t, room, G * W, W, TILED)
+        c = read(c_ptr, first, group * W, t, room, G * W, W, TILED)
+        x = read(x_ptr, first, head * P, t, room, row_x, P, TILED)
         gate = gate_row + chunk * Q
-        h = advance_head(
-            h, scores, b, c, x_ptr + head * P, y_ptr + head * P, decay_ptr + gate,
-            weight_ptr + gate, first, t, room, row_x, H * P, Q, P, PRECISION,
-        )  # fmt: skip
+        y, h = advance_head(h, b, c, x, decay_ptr + gate, weight_ptr + gate, t, Q, PRECISION)
+        if TILED:
+            y_ptr.store([first.to(tl.int32), head * P], y.to(x.dtype))
+        else:
+            store_tile(y_ptr + head * P, y, first, t, room, H * P, tl.arange(0, P))
     if segment == segments - 1:
         tl.store(final_ptr + (row * H + head).to(tl.int64) * (W * P) + tile, h)
 
@@ -110,13 +118,13 @@ def states_kernel(
     key_ptr, value_ptr, decay_ptr, weight_ptr, lengths_ptr, start_ptr, kept_ptr, end_ptr, lost_ptr,
     row_value, tokens, chunks, segments, span,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, W: tl.constexpr, Q: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr, TILED: tl.constexpr,
 ):  # fmt: skip
     """States along a segment, without outputs, from start [B, S, H, W, P] (None = zeros).
 
-    key, value: B and x. kept [B, K + 1, H, W, P] (or None): the state before each chunk that has
-    tokens of the row, and behind the last; end [B, S, H, W, P]: behind the segment, lost
-    [B, S, H]: its log2 decay.
+    key, value: B and x (TILED: see ``read``). kept [B, K + 1, H, W, P] (or None): the state before
+    each chunk that has tokens of the row, and behind the last; end [B, S, H, W, P]: behind the
+    segment, lost [B, S, H]: its log2 decay.
     """
     head = tl.program_id(0) % H
     segment = (tl.program_id(0) // H) % segments
@@ -141,13 +149,13 @@ def states_kernel(
             tl.store(at, h.to(kept_ptr.dtype.element_ty))
         first = row.to(tl.int64) * tokens + chunk * Q
         room = end - chunk * Q
-        key = token_tile(key_ptr + group * W, first, t, room, G * W, w)
-        value = token_tile(value_ptr + head * P, first, t, room, row_value, p)
+        key = read(key_ptr, first, group * W, t, room, G * W, W, TILED)
+        value = read(value_ptr, first, head * P, t, room, row_value, P, TILED)
         gate = gate_row + chunk * Q
         total = tl.load(decay_ptr + gate + Q - 1)
         left = shrunk(total - tl.load(weight_ptr + gate + t))
-        scaled = value * left.to(value.dtype)[:, None]
-        h = tl.dot(tl.trans(key), scaled, acc=h * shrunk(total), input_precision=PRECISION)
+        scaled = tl.trans(key) * left.to(key.dtype)[None, :]
+        h = tl.dot(scaled, value, acc=h * shrunk(total), input_precision=PRECISION)
         lost += total.to(tl.float32)
     if kept_ptr is not None:
         if stop == ended:

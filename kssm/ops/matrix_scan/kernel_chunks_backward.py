@@ -71,8 +71,8 @@ def adjoints_kernel(
         gate = gate_row + chunk * Q
         total = tl.load(decay_ptr + gate + Q - 1)
         grown = shrunk(tl.load(decay_ptr + gate + t))
-        scaled = value * grown.to(value.dtype)[:, None]
-        h = tl.dot(tl.trans(key), scaled, acc=h * shrunk(total), input_precision=PRECISION)
+        scaled = tl.trans(key) * grown.to(key.dtype)[None, :]
+        h = tl.dot(scaled, value, acc=h * shrunk(total), input_precision=PRECISION)
         lost += total.to(tl.float32)
     tl.store(end_ptr + own * (W * P) + tile, h)
     tl.store(lost_ptr + own, lost)

@@ -169,7 +169,7 @@ def rotations(
     """v [Q, N] of a chunk's tokens, and cosine and sine of their phases since the row's start."""
     v = pair_speed(omega_ptr, rate, token, row_omega, g, factor, live, n, N, EXACT)
     place = prefix_ptr + ((row * G + g) * N + n).to(tl.int64) * chunks + chunk - 1
-    start = tl.load(place, mask=n < tl.where(chunk > 0, N, 0), other=0).to(tl.int32)
+    start = tl.load(place, mask=n < tl.where(chunk > 0, N, 0), other=0)
     cos, sin = cos_sin(start[None, :] + tl.cumsum(turns(v, EXACT), axis=0))
     return v.to(tl.float32), cos, sin
 
@@ -236,22 +236,21 @@ def turn_states_kernel(
     BACK: the other way, which is also how a gradient goes."""
     head = tl.program_id(0) % H
     row = tl.program_id(0) // H
-    group = head // (H // G)
     n = tl.arange(0, PAIRS)
-    mask = (n < N)[None, :]
+    p = tl.arange(0, P)
     own = tl.program_id(0).to(tl.int64) * (2 * N * P)
-    inner = own + n[None, :] * P + tl.arange(0, P)[:, None]
-    outer = own + 2 * (tl.arange(0, P)[:, None] * N + n[None, :])
-    place = prefix_ptr + ((row * G + group) * N + n).to(tl.int64) * chunks + chunks - 1
-    cos, sin = cos_sin(tl.load(place, mask=n < N, other=0).to(tl.int32))
-    cos, sin = cos[None, :], sin[None, :]
+    inner = own + n[:, None] * P + p[None, :]
+    outer = own + 2 * (p[:, None] * N + n[None, :])[:, :, None] + tl.arange(0, 2)[None, None, :]
+    place = prefix_ptr + ((row * G + head // (H // G)) * N + n).to(tl.int64) * chunks + chunks - 1
+    cos, sin = cos_sin(tl.load(place, mask=n < N, other=0))
+    mask, mask_out = (n < N)[:, None], (n < N)[None, :, None]
     if BACK:
-        re = tl.load(state_ptr + outer, mask=mask, other=0.0)
-        im = tl.load(state_ptr + outer + 1, mask=mask, other=0.0)
-        tl.store(out_ptr + inner, re * cos - im * sin, mask=mask)
-        tl.store(out_ptr + inner + N * P, re * sin + im * cos, mask=mask)
+        re, im = tl.split(tl.load(state_ptr + outer, mask=mask_out, other=0.0))
+        re, im = tl.trans(re), tl.trans(im)
+        re, im = re * cos[:, None] - im * sin[:, None], re * sin[:, None] + im * cos[:, None]
+        tl.store(out_ptr + inner, re, mask=mask)
+        tl.store(out_ptr + inner + N * P, im, mask=mask)
     else:
-        re = tl.load(state_ptr + inner, mask=mask, other=0.0)
-        im = tl.load(state_ptr + inner + N * P, mask=mask, other=0.0)
-        tl.store(out_ptr + outer, re * cos + im * sin, mask=mask)
-        tl.store(out_ptr + outer + 1, im * cos - re * sin, mask=mask)
+        re, im = load_pairs(state_ptr + inner, mask, N * P)
+        re, im = re * cos[:, None] + im * sin[:, None], im * cos[:, None] - re * sin[:, None]
+        tl.store(out_ptr + outer, tl.join(tl.trans(re), tl.trans(im)), mask=mask_out)

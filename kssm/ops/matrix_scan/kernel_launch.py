@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,13 @@ import triton
 from torch import Tensor
 
 from kssm.ops.matrix_scan.kernel_chunks import combine_kernel, states_kernel, walk_kernel
-from kssm.ops.matrix_scan.kernel_plan import Plan, Tuning, best_plan, processors
+from kssm.ops.matrix_scan.kernel_plan import (
+    Plan,
+    Tuning,
+    best_plan,
+    fetches_tiles,
+    processors,
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,24 @@ class Chunked:
         return self.x.dtype == torch.float32
 
     @property
+    def tiled(self) -> bool:
+        """Whether the memory unit of a GPU can fetch tiles on its own (TMA), none across rows.
+
+        It takes no notice of ``lengths``: what is behind a row's end may be anything.
+        """
+        if not (self.tuning.tiles and fetches_tiles(self.x.device)) or self.lengths is not None:
+            return False
+        size = self.x.element_size()
+        aligned = self.x.data_ptr() % 16 == 0 and self.x.stride(1) * size % 16 == 0
+        whole = self.tokens % self.tuning.chunk == 0
+        return aligned and whole and self.x.shape[0] * self.tokens < 2**31
+
+    @property
     def plan(self) -> Plan:
         """How the walks along this call's rows are cut."""
         walks = self.x.shape[0] * self.x.shape[2]
-        return best_plan(walks, self.chunks, processors(self.x.device), self.tuning.walks)
+        builds = self.tuning.tiles if self.tiled else self.tuning.walks
+        return best_plan(walks, self.chunks, processors(self.x.device), builds)
 
 
 def forward(scan: Chunked) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -69,12 +90,22 @@ def forward(scan: Chunked) -> tuple[Tensor, Tensor, Tensor | None]:
     batch, tokens, heads, size = scan.x.shape
     y = output(scan.x, scan.lengths)
     final = scan.x.new_empty(batch, heads, scan.b.shape[3], size, dtype=torch.float32)
+    tiles = (_tiles(scan, t) for t in (scan.x, scan.b, scan.c))
     walk_kernel[(batch * segments * heads,)](
-        scan.x, scan.b, scan.c, scan.decay, scan.weight, scan.lengths, starts, y, final,
+        *tiles, scan.decay, scan.weight, scan.lengths, starts, _tiles(scan, y), final,
         scan.x.stride(1), tokens, scan.chunks, segments, span,
-        **scan.sizes, **build.options,
+        TILED=scan.tiled, **scan.sizes, **build.options,
     )  # fmt: skip
     return y, final, starts
+
+
+def _tiles(scan: Chunked, tokens: Tensor) -> Any:
+    """[B, T, N, width] as tiles of a chunk and ``width``, or as it is."""
+    if not scan.tiled:
+        return tokens
+    descriptor = importlib.import_module("triton.tools.tensor_descriptor").TensorDescriptor
+    shape = [tokens.shape[0] * tokens.shape[1], tokens.shape[2] * tokens.shape[3]]
+    return descriptor(tokens, shape, [tokens.stride(1), 1], [scan.tuning.chunk, tokens.shape[3]])
 
 
 def _starts(scan: Chunked) -> Tensor | None:
@@ -119,9 +150,10 @@ def walk_states(
     segments, span, _ = scan.plan
     grid = (scan.x.shape[0] * segments * scan.x.shape[2],)
     states_kernel[grid](
-        scan.b, scan.x, scan.decay, scan.weight, scan.lengths, starts, kept,
-        *(ends or (None, None)), scan.x.stride(1), scan.tokens, scan.chunks, segments, span,
-        **scan.sizes, **scan.tuning.states.options,
+        _tiles(scan, scan.b), _tiles(scan, scan.x), scan.decay, scan.weight, scan.lengths,
+        starts, kept, *(ends or (None, None)),
+        scan.x.stride(1), scan.tokens, scan.chunks, segments, span,
+        TILED=scan.tiled, **scan.sizes, **scan.tuning.states.options,
     )  # fmt: skip
 
 

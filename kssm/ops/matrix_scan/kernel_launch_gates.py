@@ -66,7 +66,7 @@ class Turned(NamedTuple):
     c: Tensor
     decay: Tensor  # [B, H, K Q]
     weight: Tensor
-    prefix: Tensor  # [B, G, N, K] int64, turns of 2^-32 up to each chunk's end
+    prefix: Tensor  # [B, G, N, K] int32, units of 2^-32 turns up to each chunk's end
 
 
 def turn(given: Tokens) -> Turned:
@@ -83,7 +83,7 @@ def turn(given: Tokens) -> Turned:
         given.alpha.stride(1), given.dt.stride(1), given.omega.stride(1), tokens, chunks,
         H=heads, HEADS=triton.next_power_of_2(heads), **given.pairs,
     )  # fmt: skip
-    prefix = totals.cumsum(-1)
+    prefix = totals.cumsum(-1, dtype=torch.int32)  # whole turns are lost, as they may be
     b, c = (new(given.b.shape) for _ in range(2))
     rotate_kernel[(batch * chunks * groups,)](
         given.b, given.c, given.omega, *given.optional, given.parameters[2], prefix, b, c,

@@ -45,12 +45,15 @@ class Tuning:
         states: of those that walk along states and their adjoints.
         back: of the one that computes gradients.
         chunk: tokens of a chunk.
+        tiles: as walks, for builds whose tiles a GPU's memory unit fetches on its own (TMA);
+            empty = no such build.
     """
 
     walks: tuple[Walk, ...]
     states: Build
     back: Build
     chunk: int = 64
+    tiles: tuple[Walk, ...] = ()
 
 
 def tuned(dtype: torch.dtype, values: int, width: int) -> Tuning:
@@ -65,8 +68,8 @@ def tuned(dtype: torch.dtype, values: int, width: int) -> Tuning:
         return Tuning((Walk(Build(8, 2), 1),), Build(8, 1), Build(8, 1))
     if width * values > 64 * 64:
         return Tuning((Walk(Build(4, 2), 2),), Build(4, 2, 168), Build(8, 2))
-    walks = (Walk(Build(4, 2, 168), 3), Walk(Build(4, 2, 128), 4, 1.35))
-    return Tuning(walks, Build(4, 3), Build(4, 2))
+    walks = (Walk(Build(4, 3, 168), 3),)
+    return Tuning(walks, Build(4, 3), Build(4, 2), tiles=(Walk(Build(4, 3), 2),))
 
 
 class Plan(NamedTuple):
@@ -116,3 +119,8 @@ def processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def fetches_tiles(device: torch.device) -> bool:
+    """Whether a GPU has tensor descriptors (Hopper and later); the interpreter has."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
