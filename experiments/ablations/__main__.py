@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import sys
+import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,6 +50,7 @@ class Plan:
     levers: dict[str, Table]
     seconds: float
     steps: int
+    ends: float  # ``time.monotonic`` by which training ends
     device: torch.device
     corpus: Path | None
     tasks: list[Task]
@@ -81,6 +84,9 @@ def run_once(plan: Plan, lever: str, seed: int) -> Row:
     fabric = make_fabric(config.run, folder, plan.device)
     trainer = plan.trainer(lever)(config, folder, fabric, plan.corpus, plan.commit)
     _say(f"compiled in {trainer.warm_up(_say):.0f} s")
+    left = max(plan.ends - time.monotonic(), 1.0)
+    run = replace(config.run, seconds=min(config.run.seconds, left))
+    trainer.config = replace(config, run=run)
     trainer.run(_say)
     trainer.save()
     (folder / "resume.pt").unlink()
@@ -157,6 +163,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, default=0, help="bound on each run's, 0 = the configuration's"
     )
+    parser.add_argument("--end", type=float, default=math.inf, help="of training, in seconds")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--commit", help="recorded, by default the working tree's")
     return parser.parse_args(arguments)
@@ -174,6 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
         levers=known,
         seconds=options.seconds,
         steps=options.steps,
+        ends=time.monotonic() + options.end,
         device=resolve_device(options.device),
         corpus=options.corpus,
         tasks=load_tasks(options.tasks),
