@@ -49,7 +49,7 @@ def plan_for(rows: int, weights: Weights) -> Plan:
     return Plan(
         tile=tile,
         channels=min(sizes.group, wide),
-        hidden=divisor(sizes.d_mlp, wide),
+        hidden=divisor(sizes.d_mlp, LEAST if tile == 1 else wide),
         head_hidden=LEAST if narrow else wide,
         horizons=divisor(sizes.horizon, horizons),
         warps=4 if tile == 1 else 8,
