@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,9 @@ from kssm.errors import InvalidInputError
 from kssm.forecast.distribution import check_levels
 from kssm.models.base import State, StateSpec, fresh_state
 
-LOUDEST = 1e15
+LOUDEST: Final = 1e15
 """Samples beyond this magnitude count as missing."""
+_MOST: Final = 1 << 14
 
 
 class PrefillOutput(NamedTuple):
@@ -106,7 +107,7 @@ class AudioForecaster(AudioNetwork):
             ends = torch.full((len(values),), values.shape[1], device=values.device)
         steps = torch.arange(values.shape[1], device=values.device)
         missing = ~(values.abs() <= LOUDEST) & (steps < ends.unsqueeze(1))
-        if bool(missing.any()):
+        if values.shape[1] > _MOST or bool(missing.any()):
             return self._in_turns(values, missing, ends, state)
         return self._advance(values, missing, ends, state)
 
@@ -138,9 +139,9 @@ class AudioForecaster(AudioNetwork):
     def forecast(self, state: State, horizon: int, levels: Sequence[float]) -> Tensor:
         """Quantiles of the next ``horizon`` samples [B, horizon, len(levels)], float64.
 
-        The first sample is predicted from all before it; the others come from the outlook after
-        the last whole patch, and past its end from a copy that hears missing samples. Rows that
-        have heard nothing yet give NaN. ``state`` is never modified.
+        The first sample is predicted as every sample is; the others come from the outlook, and
+        past its end from a copy that misses samples. Rows that have heard nothing yet give NaN.
+        ``state`` is never modified.
         """
         if horizon < 1:
             raise InvalidInputError("horizon must be at least 1", code="invalid_horizon")
@@ -197,7 +198,8 @@ class AudioForecaster(AudioNetwork):
     def _stretches(self, missing: Tensor) -> list[tuple[int, int]]:
         """Where to cut so that each row misses all or nothing of a stretch.
 
-        Stretches that a row misses are no longer than a patch.
+        Stretches that a row misses are no longer than a patch, others bounded for the memory's
+        sake.
         """
         width = missing.shape[1]
         changes = (missing[:, 1:] != missing[:, :-1]).any(0).nonzero().squeeze(1) + 1
@@ -205,7 +207,7 @@ class AudioForecaster(AudioNetwork):
         holes = missing.any(0).tolist()
         parts: list[tuple[int, int]] = []
         for first, last in pairwise(cuts):
-            size = self.config.patch if holes[first] else last - first
+            size = self.config.patch if holes[first] else _MOST
             parts += [(at, min(at + size, last)) for at in range(first, last, size)]
         return parts
 

@@ -53,6 +53,17 @@ def test_prefill_may_be_cut_anywhere(model: AudioForecaster, cuts: list[int], lo
     torch.testing.assert_close(tail, whole.tail, atol=1e-4, rtol=1e-4, equal_nan=True)
 
 
+def test_long_sounds_are_taken_in_pieces(
+    model: AudioForecaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, lengths = sound(300, 2), torch.tensor([300, 170])
+    whole = model.prefill(x, model.initial_state(2), lengths)
+    monkeypatch.setattr("kssm.audio.forecaster._MOST", 64)
+    pieces = model.prefill(x, model.initial_state(2), lengths)
+    assert_same(pieces.state, whole.state)
+    torch.testing.assert_close(pieces.tail, whole.tail, atol=1e-4, rtol=1e-4, equal_nan=True)
+
+
 def test_ragged_rows_are_as_alone(model: AudioForecaster) -> None:
     x, lengths = gaps(sound(130, 3)), torch.tensor([130, 0, 77])
     together = model.prefill(x, model.initial_state(3), lengths)
