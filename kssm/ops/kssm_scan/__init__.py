@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kssm.errors import InvalidInputError
+from kssm.ops.backends import Backend, choose
 from kssm.ops.eager import outside_graph
 from kssm.ops.kssm_scan.checks import (
     check_devices,
@@ -37,12 +37,7 @@ from kssm.ops.launch import triton_installed
 
 __all__ = ["Backend", "ScanParameters", "kssm_scan", "kssm_step_"]
 
-Backend = Literal["reference", "chunked", "triton"]
-
 _Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-_SHORT = 4
-"""Up to this many tokens the plain loop costs less than the chunked layout."""
 
 
 def kssm_scan(
@@ -181,19 +176,13 @@ def _step_(
 
 def _choose(backend: Backend | None, x: Tensor, tokens: int) -> Backend:
     """The backend asked for, or the fastest that can take ``x``."""
-    if backend is None:
-        if x.is_cuda and x.dtype != torch.float64 and triton_installed():
-            learning = torch.is_grad_enabled() and x.requires_grad
-            if tokens == 1 or kernels_hold(x.device, x.dtype, learning):
-                return "triton"
-        return "chunked" if tokens > _SHORT else "reference"
-    if backend not in ("reference", "chunked", "triton"):
-        raise InvalidInputError(f"unknown backend {backend!r}", code="unknown_backend")
-    if backend == "triton":
-        check_dtype("x", x, (torch.bfloat16, torch.float16, torch.float32))
-        if not triton_installed():
-            raise InvalidInputError("triton is not installed", code="backend_unavailable")
-    return backend
+
+    def worth_it() -> bool:
+        learning = torch.is_grad_enabled() and x.requires_grad
+        return x.is_cuda and (tokens == 1 or kernels_hold(x.device, x.dtype, learning))
+
+    possible = x.dtype != torch.float64 and triton_installed()
+    return choose(backend, tokens, possible=possible, worth_it=worth_it)
 
 
 def _scan_implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:

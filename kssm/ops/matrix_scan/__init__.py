@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kssm.errors import InvalidInputError
+from kssm.ops.backends import Backend, choose
 from kssm.ops.eager import outside_graph
 from kssm.ops.launch import triton_installed
 from kssm.ops.matrix_scan.checks import check_arena, check_optional, check_tokens
@@ -32,12 +31,7 @@ from kssm.ops.matrix_scan.step import step_torch_
 
 __all__ = ["Backend", "MatrixParameters", "matrix_scan", "matrix_step_"]
 
-Backend = Literal["reference", "chunked", "triton"]
-
 _Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-_SHORT = 4
-"""Up to this many tokens the plain loop costs less than the chunked layout."""
 
 
 def matrix_scan(
@@ -159,16 +153,8 @@ def _step_(
 def _choose(backend: Backend | None, x: Tensor, pairs: int, tokens: int) -> Backend:
     """The backend asked for, or the fastest that can take ``x``."""
     fits = x.dtype != torch.float64 and _fits(x.shape[-1]) and _fits(2 * pairs)
-    if backend is None:
-        if x.is_cuda and fits and triton_installed():
-            return "triton"
-        return "chunked" if tokens > _SHORT else "reference"
-    if backend not in ("reference", "chunked", "triton"):
-        raise InvalidInputError(f"unknown backend {backend!r}", code="unknown_backend")
-    if backend == "triton" and not (fits and triton_installed()):
-        message = "triton is not installed, or does not take this dtype or these sizes"
-        raise InvalidInputError(message, code="backend_unavailable")
-    return backend
+    possible = fits and triton_installed()
+    return choose(backend, tokens, possible=possible, worth_it=lambda: x.is_cuda)
 
 
 def _fits(width: int) -> bool:
