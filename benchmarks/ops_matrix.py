@@ -1,6 +1,6 @@
 """Speed of the matrix-state scan beside other chunked scans, and beside what the GPU could do.
 
-    python -m benchmarks.ops_matrix [--save] [--only NAME ...] [--widths 64 128]
+    python -m benchmarks.ops_matrix [--save] [--only NAME ...] [--gradients NAME ...]
 
 Passes are CUDA graphs, so that times are the device's whatever the host does meanwhile. The limit
 is the larger of two times: copying x and y at the rate of a plain copy, and the matrix products of
@@ -11,7 +11,7 @@ one pass at the rate of a large product, both measured in the same run. Peers th
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--save", action="store_true", help="keep the line in benchmarks/results/")
     parser.add_argument("--only", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument(
+        "--gradients", nargs="*", default=list(CONTENDERS), choices=list(CONTENDERS)
+    )
     parser.add_argument("--widths", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args(arguments)
@@ -41,15 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for width in options.widths if device.type == "cuda" else (16,):
         for batch, tokens in shapes:
             case = Case(batch, tokens, heads, values, width, device)
-            rows += measure(case, limit_ms(case, copy, product), options.only, options.repeats)
-    print(table(rows))
+            limit = limit_ms(case, copy, product)
+            names = {"forward": options.only, "both": options.gradients or options.only}
+            rows += measure(case, limit, names, options.repeats)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    print(table([{name: row.get(name) for name in names} for row in rows]))
     finish("ops_matrix", device, rows, save=options.save)
 
 
-def measure(case: Case, limit: float, names: Sequence[str], repeats: int) -> list[Row]:
-    """Forward alone and forward with backward, for every contender that is installed."""
+def measure(
+    case: Case, limit: float, names: Mapping[str, Sequence[str]], repeats: int
+) -> list[Row]:
+    """Forward alone and forward with backward, each for its contenders that are installed."""
     rows: list[Row] = []
-    for kind in ("forward", "both"):
+    for kind, measured in names.items():
         row: Row = {
             "pass": kind,
             "batch": case.batch,
@@ -57,15 +65,23 @@ def measure(case: Case, limit: float, names: Sequence[str], repeats: int) -> lis
             "width": case.width,
             "limit_ms": limit if kind == "forward" else None,
         }
-        for name in names:
-            row[f"{name}_ms"] = contender_ms(name, kind, case, repeats)
-        mine = row.get("ours_ms")
-        for name in names:
-            theirs = row[f"{name}_ms"]
-            if name != "ours" and isinstance(theirs, float) and isinstance(mine, float):
-                row[f"ours/{name}"] = mine / theirs
-        rows.append(row)
+        for name in CONTENDERS:
+            found = contender_ms(name, kind, case, repeats) if name in measured else None
+            row[f"{name}_ms"] = found
+        rows.append(row | ratios(row))
+        print(rows[-1], flush=True)
     return rows
+
+
+def ratios(row: Row) -> Row:
+    """Our time as a share of each peer's."""
+    mine = row.get("ours_ms")
+    found: Row = {}
+    for name in CONTENDERS:
+        theirs = row[f"{name}_ms"]
+        if name != "ours" and isinstance(theirs, float) and isinstance(mine, float):
+            found[f"ours/{name}"] = mine / theirs
+    return found
 
 
 def contender_ms(name: str, kind: str, case: Case, repeats: int) -> float | None:
