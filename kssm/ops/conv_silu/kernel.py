@@ -66,23 +66,34 @@ def put(y_ptr, t, tokens, row_stride, c, C: tl.constexpr, value):
 
 
 @triton.jit
+def taps(weight_ptr, c, C: tl.constexpr, ROW: tl.constexpr, TAPS: tl.constexpr):
+    """The four weights, that of the present token first."""
+    w0 = tap(weight_ptr, c, C, ROW, 0, TAPS)
+    w1 = tap(weight_ptr, c, C, ROW, 1, TAPS)
+    w2 = tap(weight_ptr, c, C, ROW, 2, TAPS)
+    w3 = tap(weight_ptr, c, C, ROW, 3, TAPS)
+    return w0, w1, w2, w3
+
+
+@triton.jit
+def dot(w, a, b, d, e):
+    return w[0] * a + w[1] * b + w[2] * d + w[3] * e
+
+
+@triton.jit
 def forward_kernel(
     x_ptr, weight_ptr, bias_ptr, window_ptr, y_ptr, x_row, tokens, spans,
     C: tl.constexpr, TAPS: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """y [B, T, C] of x, whose rows are ``x_row`` apart."""
     c, batch, _, first = place(spans, C, SPAN, BLOCK_C)
-    mask = c < C
     kept: tl.constexpr = TAPS - 1
     x_ptr += batch * tokens * x_row
     y_ptr += batch * tokens * C
     if window_ptr is not None:
         window_ptr += batch * kept * C
-    w0 = tap(weight_ptr, c, C, C, 0, TAPS)
-    w1 = tap(weight_ptr, c, C, C, 1, TAPS)
-    w2 = tap(weight_ptr, c, C, C, 2, TAPS)
-    w3 = tap(weight_ptr, c, C, C, 3, TAPS)
-    bias = tl.load(bias_ptr + c, mask=mask, other=0.0).to(tl.float32)
+    w = taps(weight_ptr, c, C, C, TAPS)
+    bias = tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
     x1 = token(x_ptr, x_row, window_ptr, first - 1, tokens, c, C, C, kept)
     x2 = token(x_ptr, x_row, window_ptr, first - 2, tokens, c, C, C, kept)
     x3 = token(x_ptr, x_row, window_ptr, first - 3, tokens, c, C, C, kept)
@@ -92,13 +103,11 @@ def forward_kernel(
         b = token(x_ptr, x_row, None, t + 1, tokens, c, C, C, kept)
         d = token(x_ptr, x_row, None, t + 2, tokens, c, C, C, kept)
         e = token(x_ptr, x_row, None, t + 3, tokens, c, C, C, kept)
-        put(y_ptr, t, tokens, C, c, C, silu(bias + w0 * a + w1 * x1 + w2 * x2 + w3 * x3))
-        put(y_ptr, t + 1, tokens, C, c, C, silu(bias + w0 * b + w1 * a + w2 * x1 + w3 * x2))
-        put(y_ptr, t + 2, tokens, C, c, C, silu(bias + w0 * d + w1 * b + w2 * a + w3 * x1))
-        put(y_ptr, t + 3, tokens, C, c, C, silu(bias + w0 * e + w1 * d + w2 * b + w3 * a))
-        x1 = e
-        x2 = d
-        x3 = b
+        put(y_ptr, t, tokens, C, c, C, silu(bias + dot(w, a, x1, x2, x3)))
+        put(y_ptr, t + 1, tokens, C, c, C, silu(bias + dot(w, b, a, x1, x2)))
+        put(y_ptr, t + 2, tokens, C, c, C, silu(bias + dot(w, d, b, a, x1)))
+        put(y_ptr, t + 3, tokens, C, c, C, silu(bias + dot(w, e, d, b, a)))
+        x1, x2, x3 = e, d, b
 
 
 @triton.jit
@@ -111,6 +120,29 @@ def incoming(dy_ptr, again_ptr, dy_row, again_row, t, tokens, c, C: tl.constexpr
 
 
 @triton.jit
+def behind(
+    x_ptr, window_ptr, dy_ptr, again_ptr, x_row, dy_row, again_row, end, tokens, bias, w, c,
+    C: tl.constexpr, ROW: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    """g of the three tokens from ``end`` on, and the three tokens before ``end``, last first."""
+    zero = tl.zeros_like(bias)
+    g1, g2, g3 = zero, zero, zero
+    x0 = token(x_ptr, x_row, window_ptr, end + 2, tokens, c, C, ROW, KEPT)
+    x1 = token(x_ptr, x_row, window_ptr, end + 1, tokens, c, C, ROW, KEPT)
+    x2 = token(x_ptr, x_row, window_ptr, end, tokens, c, C, ROW, KEPT)
+    for i in tl.static_range(3):
+        x3 = token(x_ptr, x_row, window_ptr, end - 1 - i, tokens, c, C, ROW, KEPT)
+        dy = incoming(dy_ptr, again_ptr, dy_row, again_row, end + 2 - i, tokens, c, C)
+        g3 = g2
+        g2 = g1
+        g1 = dy * silu_slope(bias + dot(w, x0, x1, x2, x3))
+        x0 = x1
+        x1 = x2
+        x2 = x3
+    return g1, g2, g3, x0, x1, x2
+
+
+@triton.jit
 def backward_kernel(
     x_ptr, weight_ptr, bias_ptr, window_ptr, dy_ptr, again_ptr, dx_ptr, dwindow_ptr, sums_ptr,
     x_row, dy_row, again_row, dx_row, tokens, spans,
@@ -120,7 +152,6 @@ def backward_kernel(
     """Gradients of C of the ROW channels; ``sums`` [programs, 5, ROW]: four taps, newest token
     first, and the bias."""
     c, batch, part, first = place(spans, C, SPAN, BLOCK_C)
-    mask = c < C
     kept: tl.constexpr = TAPS - 1
     x_ptr += batch * tokens * x_row
     dy_ptr += batch * tokens * dy_row
@@ -129,73 +160,59 @@ def backward_kernel(
         again_ptr += batch * tokens * again_row
     if window_ptr is not None:
         window_ptr += batch * kept * ROW
-    w0 = tap(weight_ptr, c, C, ROW, 0, TAPS)
-    w1 = tap(weight_ptr, c, C, ROW, 1, TAPS)
-    w2 = tap(weight_ptr, c, C, ROW, 2, TAPS)
-    w3 = tap(weight_ptr, c, C, ROW, 3, TAPS)
-    bias = tl.load(bias_ptr + c, mask=mask, other=0.0).to(tl.float32)
-    d0 = tl.zeros_like(bias)
-    d1 = tl.zeros_like(bias)
-    d2 = tl.zeros_like(bias)
-    d3 = tl.zeros_like(bias)
-    dbias = tl.zeros_like(bias)
-    g1 = tl.zeros_like(bias)
-    g2 = tl.zeros_like(bias)
-    g3 = tl.zeros_like(bias)
-    t = first + SPAN + 2
-    x0 = token(x_ptr, x_row, window_ptr, t, tokens, c, C, ROW, kept)
-    x1 = token(x_ptr, x_row, window_ptr, t - 1, tokens, c, C, ROW, kept)
-    x2 = token(x_ptr, x_row, window_ptr, t - 2, tokens, c, C, ROW, kept)
-    for i in tl.static_range(3):  # the tokens behind the span that reach back into it
-        x3 = token(x_ptr, x_row, window_ptr, t - 3 - i, tokens, c, C, ROW, kept)
-        dy = incoming(dy_ptr, again_ptr, dy_row, again_row, t - i, tokens, c, C)
-        g = dy * silu_slope(bias + w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3)
-        g3 = g2
-        g2 = g1
-        g1 = g
-        x0 = x1
-        x1 = x2
-        x2 = x3
+    w = taps(weight_ptr, c, C, ROW, TAPS)
+    bias = tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+    zero = tl.zeros_like(bias)
+    d0, d1, d2, d3, dbias = zero, zero, zero, zero, zero
+    g1, g2, g3, x0, x1, x2 = behind(
+        x_ptr, window_ptr, dy_ptr, again_ptr, x_row, dy_row, again_row, first + SPAN, tokens,
+        bias, w, c, C, ROW, kept,
+    )  # fmt: skip
     for i in range(0, SPAN, 4):
         t = first + SPAN - 1 - i
         x3 = token(x_ptr, x_row, window_ptr, t - 3, tokens, c, C, ROW, kept)
         x4 = token(x_ptr, x_row, window_ptr, t - 4, tokens, c, C, ROW, kept)
         x5 = token(x_ptr, x_row, window_ptr, t - 5, tokens, c, C, ROW, kept)
         x6 = token(x_ptr, x_row, window_ptr, t - 6, tokens, c, C, ROW, kept)
-        ya = incoming(dy_ptr, again_ptr, dy_row, again_row, t, tokens, c, C)
-        yb = incoming(dy_ptr, again_ptr, dy_row, again_row, t - 1, tokens, c, C)
-        yc = incoming(dy_ptr, again_ptr, dy_row, again_row, t - 2, tokens, c, C)
-        yd = incoming(dy_ptr, again_ptr, dy_row, again_row, t - 3, tokens, c, C)
-        ga = ya * silu_slope(bias + w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3)
-        gb = yb * silu_slope(bias + w0 * x1 + w1 * x2 + w2 * x3 + w3 * x4)
-        gc = yc * silu_slope(bias + w0 * x2 + w1 * x3 + w2 * x4 + w3 * x5)
-        gd = yd * silu_slope(bias + w0 * x3 + w1 * x4 + w2 * x5 + w3 * x6)
-        put(dx_ptr, t, tokens, dx_row, c, C, w0 * ga + w1 * g1 + w2 * g2 + w3 * g3)
-        put(dx_ptr, t - 1, tokens, dx_row, c, C, w0 * gb + w1 * ga + w2 * g1 + w3 * g2)
-        put(dx_ptr, t - 2, tokens, dx_row, c, C, w0 * gc + w1 * gb + w2 * ga + w3 * g1)
-        put(dx_ptr, t - 3, tokens, dx_row, c, C, w0 * gd + w1 * gc + w2 * gb + w3 * ga)
+        ga = incoming(dy_ptr, again_ptr, dy_row, again_row, t, tokens, c, C)
+        gb = incoming(dy_ptr, again_ptr, dy_row, again_row, t - 1, tokens, c, C)
+        gc = incoming(dy_ptr, again_ptr, dy_row, again_row, t - 2, tokens, c, C)
+        gd = incoming(dy_ptr, again_ptr, dy_row, again_row, t - 3, tokens, c, C)
+        ga *= silu_slope(bias + dot(w, x0, x1, x2, x3))
+        gb *= silu_slope(bias + dot(w, x1, x2, x3, x4))
+        gc *= silu_slope(bias + dot(w, x2, x3, x4, x5))
+        gd *= silu_slope(bias + dot(w, x3, x4, x5, x6))
+        put(dx_ptr, t, tokens, dx_row, c, C, dot(w, ga, g1, g2, g3))
+        put(dx_ptr, t - 1, tokens, dx_row, c, C, dot(w, gb, ga, g1, g2))
+        put(dx_ptr, t - 2, tokens, dx_row, c, C, dot(w, gc, gb, ga, g1))
+        put(dx_ptr, t - 3, tokens, dx_row, c, C, dot(w, gd, gc, gb, ga))
         d0 += ga * x0 + gb * x1 + gc * x2 + gd * x3
         d1 += ga * x1 + gb * x2 + gc * x3 + gd * x4
         d2 += ga * x2 + gb * x3 + gc * x4 + gd * x5
         d3 += ga * x3 + gb * x4 + gc * x5 + gd * x6
         dbias += (ga + gb) + (gc + gd)
-        g1 = gd
-        g2 = gc
-        g3 = gb
-        x0 = x4
-        x1 = x5
-        x2 = x6
-    sums_ptr += part.to(tl.int64) * 5 * ROW + c
-    tl.store(sums_ptr, d0, mask=mask)
-    tl.store(sums_ptr + ROW, d1, mask=mask)
-    tl.store(sums_ptr + 2 * ROW, d2, mask=mask)
-    tl.store(sums_ptr + 3 * ROW, d3, mask=mask)
-    tl.store(sums_ptr + 4 * ROW, dbias, mask=mask)
+        g1, g2, g3 = gd, gc, gb
+        x0, x1, x2 = x4, x5, x6
+    leave(sums_ptr + part.to(tl.int64) * 5 * ROW + c, d0, d1, d2, d3, dbias, c < C, ROW)
     if dwindow_ptr is not None:
         early = c < tl.where(first == 0, C, 0)
-        last = dwindow_ptr + batch * kept * ROW + (kept - 1) * ROW + c
-        tl.store(last, w1 * g1 + w2 * g2 + w3 * g3, mask=early)
-        if kept > 1:
-            tl.store(last - ROW, w2 * g1 + w3 * g2, mask=early)
-        if kept > 2:
-            tl.store(last - 2 * ROW, w3 * g1, mask=early)
+        leave_window(dwindow_ptr + (batch + 1) * kept * ROW + c, w, g1, g2, g3, early, ROW, kept)
+
+
+@triton.jit
+def leave(at, d0, d1, d2, d3, dbias, mask, ROW: tl.constexpr):
+    tl.store(at, d0, mask=mask)
+    tl.store(at + ROW, d1, mask=mask)
+    tl.store(at + 2 * ROW, d2, mask=mask)
+    tl.store(at + 3 * ROW, d3, mask=mask)
+    tl.store(at + 4 * ROW, dbias, mask=mask)
+
+
+@triton.jit
+def leave_window(end, w, g1, g2, g3, mask, ROW: tl.constexpr, KEPT: tl.constexpr):
+    """What g of the first three tokens gives to the tokens of the window, which ends at ``end``."""
+    tl.store(end - ROW, w[1] * g1 + w[2] * g2 + w[3] * g3, mask=mask)
+    if KEPT > 1:
+        tl.store(end - 2 * ROW, w[2] * g1 + w[3] * g2, mask=mask)
+    if KEPT > 2:
+        tl.store(end - 3 * ROW, w[3] * g1, mask=mask)
