@@ -29,9 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--save", action="store_true", help="keep the line in benchmarks/results/")
     parser.add_argument("--only", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
-    parser.add_argument(
-        "--gradients", nargs="*", default=list(CONTENDERS), choices=list(CONTENDERS)
-    )
+    parser.add_argument("--gradients", nargs="+", choices=list(CONTENDERS), help="default: --only")
     parser.add_argument("--widths", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args(arguments)
@@ -47,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             limit = limit_ms(case, copy, product)
             names = {"forward": options.only, "both": options.gradients or options.only}
             rows += measure(case, limit, names, options.repeats)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    print(table([{name: row.get(name) for name in names} for row in rows]))
+    columns = dict.fromkeys(column for row in rows for column in row)
+    print(table([{column: row.get(column) for column in columns} for row in rows]))
     finish("ops_matrix", device, rows, save=options.save)
 
 
