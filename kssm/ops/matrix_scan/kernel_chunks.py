@@ -143,6 +143,8 @@ def states_kernel(
     lost = 0.0
     ended = tl.cdiv(end, Q)
     stop = tl.minimum(segment * span + span, ended)
+    if kept_ptr is None:  # nobody asks where the last segment ends
+        stop = tl.where(segment == segments - 1, 0, stop)
     for chunk in tl.range(segment * span, stop, num_stages=STAGES):
         if kept_ptr is not None:
             at = kept_ptr + ((row * (chunks + 1) + chunk) * H + head).to(tl.int64) * (W * P) + tile

@@ -58,6 +58,8 @@ def adjoints_kernel(
     lost = 0.0
     begin = segment * span
     stop = tl.minimum(begin + span, tl.cdiv(end, Q))
+    if kept_ptr is None:  # nobody asks where the first segment ends
+        stop = tl.where(segment == 0, 0, stop)
     for step in tl.range(begin, stop, num_stages=STAGES):
         chunk = begin + stop - 1 - step
         if kept_ptr is not None:

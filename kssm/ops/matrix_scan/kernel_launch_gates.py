@@ -158,6 +158,6 @@ def _rotate_backward(
         found.b, found.c, found.flow, db, dc, domega, drate,
         given.b.stride(1), given.c.stride(1), given.omega.stride(1), tokens, given.chunks,
         PARTS=found.b.shape[0], SHARING=sharing, HEADS=triton.next_power_of_2(sharing),
-        **given.pairs,
+        num_warps=8, **given.pairs,
     )  # fmt: skip
     return db, dc, domega, drate
