@@ -68,8 +68,8 @@ def tuned(dtype: torch.dtype, values: int, width: int) -> Tuning:
         return Tuning((Walk(Build(8, 2), 1),), Build(8, 1), Build(8, 1))
     if width * values > 64 * 64:
         return Tuning((Walk(Build(4, 2), 2),), Build(4, 2, 168), Build(8, 2))
-    walks = (Walk(Build(4, 3, 168), 3),)
-    return Tuning(walks, Build(4, 3), Build(4, 2), tiles=(Walk(Build(4, 3), 2),))
+    tiles = (Walk(Build(4, 3), 2),) if width == values == 64 else ()
+    return Tuning((Walk(Build(4, 3, 168), 3),), Build(4, 3), Build(4, 2), tiles=tiles)
 
 
 class Plan(NamedTuple):
