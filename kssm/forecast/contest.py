@@ -25,8 +25,8 @@ FADE: Final = 0.99
 SHARPNESS: Final = 32.0
 DOUBT: Final = 4.0
 DOUBT_BLOCKS: Final = 8.0
-STALENESS: Final = SHARPNESS / 4
-"""As if losses grew with the fourth root of how far ahead a forecast looks."""
+STALENESS: Final = SHARPNESS
+"""As if losses grew in proportion to how far ahead a forecast looks."""
 
 MATURE: Final = 16
 """Coarse samples before a thinned copy takes part."""

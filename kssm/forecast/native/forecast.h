@@ -7,7 +7,7 @@
 #define SHARPNESS 32.0
 #define DOUBT 4.0
 #define DOUBT_BLOCKS 8.0
-#define STALENESS 8.0
+#define STALENESS 32.0
 #define OVERLAP 0.2
 #define WORST 10.0
 #define TINY 1e-12
