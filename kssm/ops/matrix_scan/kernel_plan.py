@@ -28,12 +28,10 @@ class Walk(NamedTuple):
 
     Attributes:
         fit: programs of it that a multiprocessor holds at the same time.
-        pace: how long a chunk takes when that many run, relative to other builds.
     """
 
     build: Build
     fit: int
-    pace: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def best_plan(rows: int, chunks: int, processors: int, walks: tuple[Walk, ...]) 
         rounds = rows * segments / (processors * walk.fit)
         count = math.ceil(rounds) if rounds > 1 else 0.6 + 0.4 * rounds
         span = math.ceil(chunks / segments)
-        return walk.pace * count * (span if segments == 1 else 1.4 * (span + _SEGMENT))
+        return count * (span if segments == 1 else 1.4 * (span + _SEGMENT))
 
     most = max(1, min(chunks // 4, 256))
     segments, walk = min(itertools.product(range(1, most + 1), walks), key=time)
