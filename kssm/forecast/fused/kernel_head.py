@@ -68,8 +68,7 @@ def _quantiles(raw, last, M: tl.constexpr, AHEAD: tl.constexpr):
 def head_kernel(
     hidden_ptr, after_ptr, slots_ptr, table_ptr, weight_ptr, bias_ptr, healthy_ptr, rows,
     HIDDEN: tl.constexpr, HORIZON: tl.constexpr, LARGEST: tl.constexpr, KIND: tl.constexpr,
-    PDL: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, STEP: tl.constexpr,
-    STAGES: tl.constexpr,
+    PDL: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """AHEAD horizons of the forecast, written to healthy rows; block 0 keeps their statistics too.
 
@@ -90,25 +89,12 @@ def head_kernel(
     last = normalise(tl.load(kept + 5, mask=live, other=0.0), mean, variance).to(tl.float32)
     forecast = tl.load(table_ptr + 1).to(tl.pointer_type(tl.float32)) + slot * (HORIZON * 9)
     scaler = tl.load(table_ptr).to(tl.pointer_type(tl.float64)) + slot * 7
-    if STEP == HIDDEN:
-        weight = tile_of(weight_ptr, 0, columns, HIDDEN, STEP)
-        wait_for_inputs(PDL)
-        finish_early(PDL)
-        hidden = tl.load(scratch(hidden_ptr, tile, 0, BLOCK, HIDDEN, STEP))
-        large = tl.where(tl.abs(hidden.to(tl.float32)) <= LARGEST, 0, 1)
-        large = tl.sum(large, axis=1)
-        raw = product(hidden, weight, KIND)
-    else:
-        wait_for_inputs(PDL)
-        finish_early(PDL)
-        large = tl.zeros([BLOCK], tl.int32)
-        raw = tl.zeros([BLOCK, columns], tl.float32)
-        for start in tl.range(0, HIDDEN, STEP, num_stages=STAGES):
-            weight = tile_of(weight_ptr + start, 0, columns, HIDDEN, STEP)
-            hidden = tl.load(scratch(hidden_ptr, tile, start, BLOCK, HIDDEN, STEP))
-            part = tl.where(tl.abs(hidden.to(tl.float32)) <= LARGEST, 0, 1)
-            large += tl.sum(part, axis=1)
-            raw += product(hidden, weight, KIND)
+    weight = tile_of(weight_ptr, 0, columns, HIDDEN, HIDDEN)
+    wait_for_inputs(PDL)
+    finish_early(PDL)
+    hidden = tl.load(scratch(hidden_ptr, tile, 0, BLOCK, HIDDEN, HIDDEN))
+    large = tl.sum(tl.where(tl.abs(hidden.to(tl.float32)) <= LARGEST, 0, 1), axis=1)
+    raw = product(hidden, weight, KIND)
     healthy = (large == 0) & is_finite(last)
     quantiles = _quantiles(raw + bias, last, BLOCK, AHEAD)
     quantiles = tl.reshape(quantiles, [BLOCK, AHEAD, 16])

@@ -43,9 +43,9 @@ def plan_for(rows: int, weights: Weights) -> Plan:
     """The cut that measured best for so many rows (fp32 products take half as much at a time)."""
     sizes = weights.sizes
     narrow = weights.kind == torch.float32
-    tile = 1 if rows == 1 else LEAST if rows <= 256 else 32
+    tile = 1 if rows == 1 else LEAST
     wide = LEAST if narrow else 32 if tile == 1 else 64
-    horizons = 2 if narrow or tile == 1 else 4 if tile == LEAST else 8
+    horizons = 2 if narrow or tile == 1 else 4
     return Plan(
         tile=tile,
         channels=min(sizes.group, wide),
@@ -175,7 +175,5 @@ def _head(
         scratch.hidden, scratch.after, call.slots, call.table, weights.w_head, weights.head_bias,
         call.healthy, rows,
         HIDDEN=sizes.head_hidden, HORIZON=sizes.horizon, LARGEST=LARGEST[weights.kind],
-        BLOCK=plan.tile, AHEAD=plan.horizons, STAGES=1 if weights.kind == torch.float32 else 2,
-        STEP=sizes.head_hidden if plan.tile <= LEAST else min(128, sizes.head_hidden),
-        num_warps=plan.warps, **options,
+        BLOCK=plan.tile, AHEAD=plan.horizons, num_warps=plan.warps, **options,
     )  # fmt: skip
