@@ -31,7 +31,8 @@ Report = Callable[[str, float], None]
 LEAST_HISTORY = 32  # samples before the first window that is scored
 CONTEXT = 1024  # samples read before the first window that is scored
 MOST_WINDOWS = 20  # of the hold-out, scored of each series
-DECIDING = 600  # overlapping windows that decide, in all, but 12 to 80 of each series
+DECIDING = 20_000  # samples forecast by the overlapping windows that decide, in all, but
+FEWEST, MOST = 12, 80  # windows of each series
 CALMER = 0.5  # learning rate of the second training, relative to the first
 MOST_SAMPLES = 60_000  # read for a score: further series are left out
 SHARES = (0.1, 0.25, 0.5, 1.0)
@@ -283,7 +284,8 @@ def _cuts(length: int, share: float, horizon: int) -> Origins:
 
 def _deciding(length: int, config: FinetuneConfig, series: int) -> Origins:
     """Overlapping windows in the last part of a series, at least one and a half horizons long."""
-    horizon, most = config.horizon, min(80, max(12, DECIDING // series))
+    horizon = config.horizon
+    most = min(MOST, max(FEWEST, DECIDING // (series * horizon)))
     stretch = max(int(length * config.validation), horizon * 3 // 2)
     stretch = min(stretch, length - LEAST_HISTORY)
     cuts = np.arange(length - stretch, length - horizon + 1, max(1, horizon // 4))
