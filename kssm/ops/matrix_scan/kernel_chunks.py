@@ -57,6 +57,18 @@ def shrunk(log2):
 
 
 @triton.jit
+def add_outer(h, key, value, weight, PRECISION: tl.constexpr):
+    """h [W, P] and the sum over tokens of weight key value, the narrower of the two weighed."""
+    if key.shape[1] > value.shape[1]:
+        weighed = value * weight.to(value.dtype)[:, None]
+        h = tl.dot(tl.trans(key), weighed, acc=h, input_precision=PRECISION)
+    else:
+        weighed = tl.trans(key) * weight.to(key.dtype)[None, :]
+        h = tl.dot(weighed, value, acc=h, input_precision=PRECISION)
+    return h
+
+
+@triton.jit
 def advance_head(
     h, b, c, x, decay_ptr, weight_ptr, t, Q: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
@@ -68,8 +80,8 @@ def advance_head(
     inside = (scores * kept_between(decay, weight, t)).to(x.dtype)
     y = tl.dot(c, h.to(x.dtype), input_precision=PRECISION) * shrunk(decay)[:, None]
     y = tl.dot(inside, x, acc=y, input_precision=PRECISION)
-    key = tl.trans(b) * shrunk(total - weight).to(b.dtype)[None, :]
-    return y, tl.dot(key, x, acc=h * shrunk(total), input_precision=PRECISION)
+    left = shrunk(total - weight)
+    return y, add_outer(h * shrunk(total), b, x, left, PRECISION)
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks", "segments", "span"])
@@ -156,8 +168,7 @@ def states_kernel(
         gate = gate_row + chunk * Q
         total = tl.load(decay_ptr + gate + Q - 1)
         left = shrunk(total - tl.load(weight_ptr + gate + t))
-        scaled = tl.trans(key) * left.to(key.dtype)[None, :]
-        h = tl.dot(scaled, value, acc=h * shrunk(total), input_precision=PRECISION)
+        h = add_outer(h * shrunk(total), key, value, left, PRECISION)
         lost += total.to(tl.float32)
     if kept_ptr is not None:
         if stop == ended:

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from kssm.ops.matrix_scan.kernel_chunks import (
+    add_outer,
     kept_between,
     row_end,
     shrunk,
@@ -73,8 +74,7 @@ def adjoints_kernel(
         gate = gate_row + chunk * Q
         total = tl.load(decay_ptr + gate + Q - 1)
         grown = shrunk(tl.load(decay_ptr + gate + t))
-        scaled = tl.trans(key) * grown.to(key.dtype)[None, :]
-        h = tl.dot(scaled, value, acc=h * shrunk(total), input_precision=PRECISION)
+        h = add_outer(h * shrunk(total), key, value, grown, PRECISION)
         lost += total.to(tl.float32)
     tl.store(end_ptr + own * (W * P) + tile, h)
     tl.store(lost_ptr + own, lost)
