@@ -105,6 +105,7 @@ def scan_table(kept: Mapping[str, Any]) -> str:
         held = [found.get(name, {}).get("peak_bytes_per_element") for name in names]
         lines.append([*cells, *(_number(value, ".1f") for value in held)])
     where = f"{kept['device']}, torch {kept['torch']}, triton {kept['triton']}, {kept['commit']}"
+    where += f"; {kept['how']}" if "how" in kept else ""
     body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return (
         f"Element-wise scan, bf16, {where}. ms: median time; B: bytes held by element of y beyond"
