@@ -18,8 +18,9 @@ TITLES = {"forward": "forward", "both": "forward and backward"}
 
 def main() -> None:
     """Draw everything there is."""
-    draw_scan()
-    draw_length()
+    for name, draw in (("ops_scan", draw_scan), ("ops_length", draw_length)):
+        if (RESULTS / f"{name}.json").is_file():
+            draw()
 
 
 def draw_scan() -> None:
