@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kssm.forecast import SignalForecaster
+from kssm.forecast import SignalForecaster, pretrained
 from kssm.forecast.forecaster import MAX_NORMALISED, ForecasterConfig
 from kssm.forecast.fused import FusedModel
 from kssm.forecast.fused.weights import Sizes, Weights, kind_for
@@ -45,12 +45,10 @@ MANY = ManyPlan(
     horizons=8,
 )
 ONE = replace(SPLIT, tile=1, hidden=32, head_hidden=32, horizons=16)
-WHOLE = replace(MANY, whole=True, hidden=16, columns=32)
 PLANS = [
     pytest.param(SPLIT, id="split"),
     pytest.param(ONE, id="one"),
     pytest.param(MANY, id="many"),
-    pytest.param(WHOLE, id="whole"),
 ]
 
 
@@ -134,7 +132,7 @@ def test_steps_equal_those_of_torch(plan: Plan | ManyPlan) -> None:
     assert worst(fused.arena, reference) < 1e-5
 
 
-@pytest.mark.parametrize("plan", [SPLIT, WHOLE])
+@pytest.mark.parametrize("plan", [SPLIT, MANY])
 def test_sizes_that_are_not_powers_of_two_are_padded(plan: Plan | ManyPlan) -> None:
     backbone = KSSMConfig(
         d_model=20, n_layers=1, d_inner=96, d_mlp=48, rank=5, group_size=32, conv_width=3
@@ -264,3 +262,5 @@ def test_sixteen_bits_are_for_weights_that_fit_in_them() -> None:
     model = tiny_forecaster()
     assert kind_for(model) == torch.float32
     assert kind_for(model.half().float()) == torch.float16
+    for name in ("kssm-signal-base", "kssm-signal-small"):
+        assert kind_for(pretrained.load(name)) == torch.float16

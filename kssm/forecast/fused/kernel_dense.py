@@ -4,22 +4,17 @@ A norm in front of a product moves behind it: its weight is part of the matrix, 
 number a row, multiplies the sums. So every operand comes as it lies in memory. The residual stream
 lies there twice, in fp32 and, for products, as ``lean``: in KIND and LEAN times as large, which
 keeps large ones in fp16's range. ``squares`` [room, PARTS] are the sums of its squares.
-
-``between_kernel`` takes whole rows from one recurrence to the next instead: less traffic, but it
-needs some hundred tiles of rows to keep a GPU busy.
 """
 
 import triton
 import triton.language as tl
 
-from kssm.forecast.fused.kernel_block import mlp_block, tile_of
+from kssm.forecast.fused.kernel_block import tile_of
 from kssm.forecast.fused.kernel_common import (
     finish_early,
     product,
-    rms_norm,
     scratch,
     silu,
-    vector,
     wait_for_inputs,
 )
 from kssm.forecast.fused.kernel_signal import LEAN
@@ -111,70 +106,6 @@ def residual_kernel(
     tl.store(scratch(lean_ptr, tile, block * BN, BLOCK, DM, BN), lean.to(KIND))
     squares = tl.sum(lean * lean, axis=1)
     tl.store(scratch(squares_ptr, tile, block, BLOCK, blocks, 1), squares[:, None])
-
-
-@triton.jit
-def _normed(x, norm_ptr, place, DM: tl.constexpr, EPS: tl.constexpr, KIND: tl.constexpr):
-    """The norm of x [M, DM] as an operand, by way of ``place``: registers have no room for it."""
-    tl.store(place, rms_norm(x, vector(norm_ptr, x.shape[0], DM), DM, EPS).to(KIND))
-    tl.debug_barrier()
-    return tl.load(place)
-
-
-@triton.jit
-def _layer_end(
-    x, inner_ptr, normed_at, norm_ptr, w_out_ptr, w_mlp_in_ptr, w_mlp_out_ptr, tile,
-    DM: tl.constexpr, DI: tl.constexpr, HIDDEN: tl.constexpr, EPS: tl.constexpr,
-    KIND: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """x [M, DM] plus output projection and feed-forward layer."""
-    for k in tl.range(0, DI // BK, num_stages=STAGES):
-        mixed = tl.load(scratch(inner_ptr, tile, k * BK, x.shape[0], 2 * DI, BK))
-        x += product(mixed, tile_of(w_out_ptr + k * BK, 0, DM, DI, BK), KIND)
-    normed = _normed(x, norm_ptr, normed_at, DM, EPS, KIND)
-    for block in tl.range(0, HIDDEN // BH, num_stages=STAGES):
-        w_gate = tile_of(w_mlp_in_ptr, block * BH, BH, DM, DM)
-        w_value = tile_of(w_mlp_in_ptr, HIDDEN + block * BH, BH, DM, DM)
-        hidden = mlp_block(normed, w_gate, w_value, KIND)
-        x += product(hidden, tile_of(w_mlp_out_ptr + block * BH, 0, DM, HIDDEN, BH), KIND)
-    return x
-
-
-@triton.jit
-def between_kernel(
-    x_ptr, inner_ptr, normed_ptr, norm_ptr, w_out_ptr, w_mlp_in_ptr, w_mlp_out_ptr,
-    next_norm_ptr, w_next_ptr, next_ptr,
-    DM: tl.constexpr, DI: tl.constexpr, HIDDEN: tl.constexpr, NEXT: tl.constexpr,
-    EPS: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, STAGES: tl.constexpr,
-    LAYER: tl.constexpr, ACTIVE: tl.constexpr,
-):  # fmt: skip
-    """BLOCK rows from ``inner_ptr`` [room, 2 DI] to ``next_ptr`` [room, NEXT].
-
-    LAYER: the end of a layer changes ``x_ptr`` [room, DM] in place. Then comes the product of its
-    norm with the next matrix, through SiLU from column ACTIVE on. ``normed_ptr`` [room, DM] is
-    scratch memory.
-    """
-    tile = tl.program_id(0)
-    x_at = scratch(x_ptr, tile, 0, BLOCK, DM, DM)
-    normed_at = scratch(normed_ptr, tile, 0, BLOCK, DM, DM)
-    wait_for_inputs(PDL)
-    finish_early(PDL)
-    x = tl.load(x_at)
-    if LAYER:
-        x = _layer_end(
-            x, inner_ptr, normed_at, norm_ptr, w_out_ptr, w_mlp_in_ptr, w_mlp_out_ptr, tile,
-            DM, DI, HIDDEN, EPS, KIND, BK, BH, STAGES,
-        )  # fmt: skip
-        tl.store(x_at, x)
-        tl.debug_barrier()
-    normed = _normed(x, next_norm_ptr, normed_at, DM, EPS, KIND)
-    for block in tl.range(0, NEXT // BN, num_stages=STAGES):
-        out = product(normed, tile_of(w_next_ptr, block * BN, BN, DM, DM), KIND)
-        if (block + 1) * BN > ACTIVE:
-            column = block * BN + tl.arange(0, BN)[None, :]
-            out = tl.where(column >= ACTIVE, silu(out), out)
-        tl.store(scratch(next_ptr, tile, block * BN, BLOCK, NEXT, BN), out.to(KIND))
 
 
 @triton.jit

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from kssm.forecast.fused.kernel_call import KINDS, LARGEST, Call, front
 from kssm.forecast.fused.kernel_dense import (
-    between_kernel,
     gated_kernel,
     normed_kernel,
     residual_kernel,
@@ -59,58 +58,15 @@ def launch_many(
 
 
 def _chunk(weights: Weights, plan: ManyPlan, between: Between, call: Call, pdl: bool) -> None:
-    if plan.whole:
-        front(weights, between.x, between.after, call, pdl)
-        _between(weights, plan, between, call, pdl, None)
-    else:
-        front(weights, between.x, between.after, call, pdl, (between.lean, between.squares))
-        _normed(weights, plan, between, call, pdl, weights.normed_in[0], between.inner)
+    front(weights, between.x, between.after, call, pdl, (between.lean, between.squares))
     for layer in range(weights.sizes.layers):
+        _normed(weights, plan, between, call, pdl, weights.normed_in[layer], between.inner)
         _stream(weights, plan, between, call, layer, pdl)
-        if plan.whole:
-            _between(weights, plan, between, call, pdl, layer)
-        else:
-            _apart(weights, plan, between, call, layer, pdl)
+        _add(weights, plan, between, call, pdl, between.inner, weights.w_out[layer])
+        _gated(weights, plan, between, call, layer, pdl)
+        _add(weights, plan, between, call, pdl, between.mixed, weights.w_mlp_out[layer])
+    _normed(weights, plan, between, call, pdl, weights.normed_hidden, between.hidden)
     _head(weights, plan, between, call, pdl)
-
-
-def _between(
-    weights: Weights,
-    plan: ManyPlan,
-    between: Between,
-    call: Call,
-    pdl: bool,
-    layer: int | None,
-) -> None:
-    """From a layer's recurrence (None: from the embedding) to the next one, or to the head."""
-    sizes = weights.sizes
-    own, following = (0, 0) if layer is None else (layer, layer + 1)
-    last = following == sizes.layers
-    out = between.hidden if last else between.inner
-    columns = out.shape[1]
-    between_kernel[(triton.cdiv(len(call.values), plan.tile),)](
-        between.x, between.inner, between.lean, weights.norms[own, 1], weights.w_out[own],
-        weights.w_mlp_in[own], weights.w_mlp_out[own],
-        weights.final_norm if last else weights.norms[following, 0],
-        weights.w_hidden if last else weights.w_in[following], out,
-        DM=sizes.d_model, DI=sizes.d_inner, HIDDEN=sizes.d_mlp, NEXT=columns, EPS=sizes.eps,
-        BLOCK=plan.tile, BN=divisor(columns, plan.columns), BK=divisor(sizes.d_inner, plan.deep),
-        BH=divisor(sizes.d_mlp, plan.hidden), STAGES=plan.stages, LAYER=layer is not None,
-        ACTIVE=0 if last else sizes.d_inner, num_warps=plan.warps, **_options(weights, pdl),
-    )  # fmt: skip
-
-
-def _apart(
-    weights: Weights, plan: ManyPlan, between: Between, call: Call, layer: int, pdl: bool
-) -> None:
-    """As ``_between`` after a layer, one kernel a product."""
-    last = layer + 1 == weights.sizes.layers
-    _add(weights, plan, between, call, pdl, between.inner, weights.w_out[layer])
-    _gated(weights, plan, between, call, layer, pdl)
-    _add(weights, plan, between, call, pdl, between.mixed, weights.w_mlp_out[layer])
-    matrix = weights.normed_hidden if last else weights.normed_in[layer + 1]
-    out = between.hidden if last else between.inner
-    _normed(weights, plan, between, call, pdl, matrix, out)
 
 
 def _normed(

@@ -25,8 +25,6 @@ class ManyPlan:
 
     Attributes:
         chunk, lanes: rows that go through all layers together; chunks at a time.
-        whole: one kernel between two recurrences, not one a product.
-        hidden: feed-forward units that it takes at a time.
         tile, columns, warps: rows and columns a program of most products, its warps.
         sum_tile, sum_columns, sum_warps: likewise of those that add to the residual stream.
         deep, stages: numbers of a row that a product takes at a time; prefetch of the next ones.
@@ -38,8 +36,6 @@ class ManyPlan:
 
     chunk: int = 65536
     lanes: int = 1
-    whole: bool = False
-    hidden: int = 32
     tile: int = 128
     columns: int = 128
     warps: int = 8
@@ -112,4 +108,4 @@ def plan_many(rows: int, weights: Weights) -> ManyPlan:
             tile=64, columns=64, warps=4, sum_tile=64, sum_columns=64, sum_warps=4,
             select_tile=64, select_warps=4, splits=3,
         )  # fmt: skip
-    return ManyPlan(whole=True, columns=64, lanes=2, chunk=-(-rows // 2))
+    return ManyPlan(sum_tile=64, sum_warps=4)

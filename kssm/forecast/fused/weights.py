@@ -189,8 +189,9 @@ def versions_of(model: SignalForecaster) -> list[int]:
 
 
 def kind_for(model: SignalForecaster) -> torch.dtype:
-    """fp16 for matrices that it holds exactly, else fp32."""
-    matrices = [p.detach() for p in model.backbone.parameters() if p.dim() == 2]
+    """fp16 if it holds all matrices of products exactly, else fp32; the embedding is none."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    matrices = [layer.weight.detach() for layer in layers if layer is not model.embed]
     exact = all(bool((matrix.half().float() == matrix.float()).all()) for matrix in matrices)
     return torch.float16 if exact else torch.float32
 
