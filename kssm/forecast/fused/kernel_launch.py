@@ -16,8 +16,8 @@ from kssm.forecast.fused.kernel_launch_many import step_many
 from kssm.forecast.fused.kernel_split import filter_kernel, mlp_kernel, recur_kernel
 from kssm.forecast.fused.weights import LEAST, Weights, divisor
 
-_FEW_ROWS = 256
-"""Up to so many rows each phase of a layer is one kernel, products included."""
+_FEW_ROWS, _FEW_ROWS_EXACT = 256, 32
+"""Up to so many rows each phase of a layer is one kernel, products included (fp32: exact)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def plan_for(rows: int, weights: Weights) -> Plan:
     """The cut that measured best for so many rows (fp32 products take half as much at a time)."""
     sizes = weights.sizes
     narrow = weights.kind == torch.float32
-    tile = 1 if rows == 1 else LEAST
+    tile = 1 if rows == 1 or narrow else LEAST
     wide = LEAST if narrow else 32 if tile == 1 else 64
     horizons = 2 if narrow or tile == 1 else 4
     return Plan(
@@ -104,7 +104,8 @@ def step(
         tail=torch.empty_like(values),
         healthy=torch.empty(len(values), dtype=torch.bool, device=values.device),
     )
-    if len(values) <= _FEW_ROWS:
+    few = _FEW_ROWS_EXACT if weights.kind == torch.float32 else _FEW_ROWS
+    if len(values) <= few:
         plan = plan_for(len(values), weights)
         launch(weights, plan, Scratch.allocate(len(values), weights, plan), call, pdl=True)
     else:
