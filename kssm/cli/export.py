@@ -14,10 +14,14 @@ def export(
     output: Annotated[Path, typer.Argument(help="The ONNX file to write.")],
 ) -> None:
     """Write a checkpoint's step as ONNX, with its state as inputs and outputs."""
+    from kssm.audio import AudioForecaster
+    from kssm.errors import InvalidInputError
     from kssm.export import Layout, export_onnx
     from kssm.loading import load_any
 
     model = load_any(checkpoint)
+    if isinstance(model, AudioForecaster):
+        raise InvalidInputError("models of sound have no ONNX form", "export_unsupported")
     export_onnx(model, output)
     console = Console(markup=False)
     console.print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, state of a row:")
