@@ -17,6 +17,7 @@ import torch
 from benchmarks.ops_plot import draw_length
 from benchmarks.ops_scan import PASSES, contender
 from benchmarks.peers_scan import Case
+from benchmarks.processes import Worker
 from benchmarks.report import Row, finish, table
 
 CHANNELS = 1024
@@ -38,12 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = NAMES if on_gpu else ("ours", "attention")
     rows: list[Row] = []
     end = time.monotonic() + options.seconds
-    for tokens, name, kind in itertools.product(lengths, names, PASSES):
-        if time.monotonic() < end:
-            case = Case(1, tokens, channels, device)
-            ms, peak, problem = contender(name, kind, case, options.repeats)
-            row: Row = {"tokens": tokens, "channels": channels, "pass": kind, "contender": name}
-            rows.append({**row, "ms": ms, "peak_bytes_per_element": peak, "problem": problem})
+    with Worker() as worker:
+        apart = worker if on_gpu else None
+        for tokens, name, kind in itertools.product(lengths, names, PASSES):
+            if time.monotonic() < end:
+                case = Case(1, tokens, channels, device)
+                ms, peak, problem = contender(name, kind, case, options.repeats, apart)
+                row: Row = {"tokens": tokens, "channels": channels, "pass": kind, "contender": name}
+                rows.append({**row, "ms": ms, "peak_bytes_per_element": peak, "problem": problem})
     print(table(rows))
     finish("ops_length", device, rows, save=options.save)
     if options.save:

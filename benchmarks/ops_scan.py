@@ -6,7 +6,7 @@
 Counted for forward: each input read once, y written once; for forward and backward: that, then
 inputs and the gradient of y read once and the gradients written once. What a pass keeps or reads
 twice is its own cost. Times are the device's alone (see gpu_time.py). Peers that are not installed
-are left out.
+are left out; they run in a process of their own, as a peer's extension may end it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
 from benchmarks.gpu_time import queued_ms
 from benchmarks.ops_plot import draw_scan
 from benchmarks.peers_scan import CONTENDERS, Case
+from benchmarks.processes import Worker
 from benchmarks.report import Row, finish, table
 
 GPU_SHAPES = ((64, 4096, 1024), (8, 4096, 1024), (1, 65_536, 1024), (256, 512, 512))
@@ -42,10 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     copy = copy_rate(device, options.repeats)
     rows: list[Row] = []
     end = time.monotonic() + options.seconds
-    for name, shape, kind in itertools.product(names, shapes, PASSES):
-        if time.monotonic() < end:
-            rows.append(measure(name, kind, Case(*shape, device), copy, options.repeats))
-            print(table(rows[-1:]), flush=True)
+    with Worker() as worker:
+        for name, shape, kind in itertools.product(names, shapes, PASSES):
+            if time.monotonic() < end:
+                case = Case(*shape, device)
+                rows.append(measure(name, kind, case, copy, options.repeats, worker))
+                print(table(rows[-1:]), flush=True)
     rows.sort(key=lambda row: [str(row[key]) for key in ("tokens", "batch", "pass")])
     print(table(rows))
     finish("ops_scan", device, rows, save=options.save)
@@ -53,9 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_scan()
 
 
-def measure(name: str, kind: str, case: Case, copy: float, repeats: int) -> Row:
+def measure(
+    name: str, kind: str, case: Case, copy: float, repeats: int, worker: Worker | None = None
+) -> Row:
     """One line: a contender, a shape and a pass."""
-    ms, peak, problem = contender(name, kind, case, repeats)
+    ms, peak, problem = contender(name, kind, case, repeats, worker)
     share = counted_bytes(case, kind) / (ms * 1e-3) / copy if ms and name == "ours" else None
     return {
         "batch": case.batch,
@@ -70,10 +76,23 @@ def measure(name: str, kind: str, case: Case, copy: float, repeats: int) -> Row:
     }
 
 
+Outcome = tuple[float | None, float | None, str]
+
+
 def contender(
-    name: str, kind: str, case: Case, repeats: int
-) -> tuple[float | None, float | None, str]:
+    name: str, kind: str, case: Case, repeats: int, worker: Worker | None = None
+) -> Outcome:
     """(median ms, most bytes held above the inputs by element of y, what went wrong)."""
+    if worker is None or name == "ours":
+        return timed(name, kind, case, repeats)
+    try:
+        return worker.call(timed, name, kind, case, repeats)
+    except BrokenProcessPool:
+        return None, None, "ended its process"
+
+
+def timed(name: str, kind: str, case: Case, repeats: int) -> Outcome:
+    """The same, in this process."""
     try:
         found = CONTENDERS[name](case)
         run = found.forward() if kind == "forward" else found.both()

@@ -1,4 +1,4 @@
-"""Cores and a server process for measurements."""
+"""Cores, a server process, and a process for what may end it, for measurements."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import IO
+from multiprocessing import get_context
+from typing import IO, ParamSpec, TypeVar
 from urllib.error import URLError
 from urllib.request import urlopen
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
@@ -44,6 +50,41 @@ def pinned(cores: Collection[int]) -> Generator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+class Worker:
+    """A process that makes calls, one at a time; after a call that ended it, another one.
+
+    It starts with the first call and ends with the ``with`` block.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def call(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+        """What ``function`` returns there.
+
+        Raises:
+            BrokenProcessPool: the call ended the process.
+        """
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        try:
+            return self._pool.submit(function, *arguments, **options).result()
+        except BrokenProcessPool:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool = None
 
 
 @contextmanager
