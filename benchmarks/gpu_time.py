@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.models import median_ms
+from benchmarks.models import cuda_ms, median_ms
 
 _COVER_BYTES = 2**30
 _COVER_MS = 0.2
@@ -48,12 +48,6 @@ def _host_ms(run: Callable[[], object], queued: int) -> float:
 
 
 def _covered_ms(run: Callable[[], object], queued: int, cover: torch.Tensor, covers: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for _ in range(covers):
         cover.zero_()
-    start.record()
-    for _ in range(queued):
-        run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / queued
+    return cuda_ms(run, queued)

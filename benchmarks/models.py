@@ -164,11 +164,12 @@ def median_ms(
     """Median over ``repeats`` of the mean of ``queued`` runs, after two to warm up."""
     for _ in range(2):
         run()
-    timer = _cuda_ms if device.type == "cuda" else _wall_ms
+    timer = cuda_ms if device.type == "cuda" else _wall_ms
     return statistics.median(timer(run, queued) for _ in range(repeats))
 
 
-def _cuda_ms(run: Callable[[], object], queued: int) -> float:
+def cuda_ms(run: Callable[[], object], queued: int) -> float:
+    """Mean time on the device of ``queued`` runs, one behind the other."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(queued):

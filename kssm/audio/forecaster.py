@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -22,25 +22,11 @@ from kssm.audio.next_sample import Guess
 from kssm.checkpoint.files import fingerprint
 from kssm.errors import InvalidInputError
 from kssm.forecast.distribution import check_levels
-from kssm.models.base import State, StateSpec, fresh_state
+from kssm.models.base import PrefillOutput, State, StateSpec, StepOutput, fresh_state
 
 LOUDEST: Final = 1e15
 """Samples beyond this magnitude count as missing."""
 _MOST: Final = 1 << 14
-
-
-class PrefillOutput(NamedTuple):
-    """state: after the last valid sample; tail: [B, T] two-sided tail probabilities or NaN."""
-
-    state: State
-    tail: Tensor
-
-
-class StepOutput(NamedTuple):
-    """tail: [N] two-sided tail probabilities or NaN; healthy: [N], False = state not advanced."""
-
-    tail: Tensor
-    healthy: Tensor
 
 
 class AudioForecaster(AudioNetwork):

@@ -14,7 +14,7 @@ from torch import Tensor
 from kssm.errors import InvalidInputError
 from kssm.forecast import contest, scaler
 from kssm.forecast.forecaster import MAX_NORMALISED as MOST
-from kssm.forecast.forecaster import ForecasterConfig, PrefillOutput, SignalForecaster, StepOutput
+from kssm.forecast.forecaster import ForecasterConfig, SignalForecaster
 from kssm.forecast.thinning import (
     ABSENT,
     coarse_length,
@@ -25,6 +25,7 @@ from kssm.forecast.thinning import (
     shifted,
 )
 from kssm.models import State, StateSpec
+from kssm.models.base import PrefillOutput, StepOutput
 
 Reading = tuple[Tensor, Tensor]
 """The forecast [..., K, 9] of a resolution at some moment, and its statistics [..., 7]."""

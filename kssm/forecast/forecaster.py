@@ -20,15 +20,9 @@ from kssm.forecast.distribution import check_levels, interpolate
 from kssm.forecast.fused import FusedModel
 from kssm.forecast.native import NativeModel
 from kssm.forecast.native.reading import Contest, can_read, read_quantiles
-from kssm.forecast.network import (
-    MAX_NORMALISED,
-    ForecasterConfig,
-    ForecastNetwork,
-    PrefillOutput,
-    StepOutput,
-)
+from kssm.forecast.network import MAX_NORMALISED, ForecasterConfig, ForecastNetwork
 from kssm.models import State, StateSpec
-from kssm.models.base import fresh_state
+from kssm.models.base import PrefillOutput, StepOutput, fresh_state
 from kssm.models.registry import name_of
 
 

@@ -6,7 +6,6 @@ Causal scaler -> embedding -> backbone -> quantile head, a whole series at once 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from kssm.forecast import scaler
 from kssm.forecast.distribution import LEVELS, SCORED_HORIZONS, tail_probability
 from kssm.forecast.head import QuantileHead
 from kssm.models import KSSMConfig, State, StateSpec, build
+from kssm.models.base import PrefillOutput, StepOutput
 from kssm.models.layers import init_linear
 from kssm.models.registry import name_of
 from kssm.models.stack import StackConfig
@@ -43,20 +43,6 @@ class ForecasterConfig:
     @property
     def levels(self) -> tuple[float, ...]:
         return LEVELS
-
-
-class PrefillOutput(NamedTuple):
-    """state: after the last valid sample; tail: [B, T] two-sided tail probabilities or NaN."""
-
-    state: State
-    tail: Tensor
-
-
-class StepOutput(NamedTuple):
-    """tail: [N] two-sided tail probabilities or NaN; healthy: [N], False = state not advanced."""
-
-    tail: Tensor
-    healthy: Tensor
 
 
 class ForecastNetwork(nn.Module):

@@ -19,15 +19,11 @@ from torch import Tensor
 from kssm.errors import InvalidInputError
 from kssm.forecast.apart import ApartForecaster, entry_of, part_of
 from kssm.forecast.distribution import check_levels
-from kssm.forecast.forecaster import (
-    ForecasterConfig,
-    PrefillOutput,
-    SignalForecaster,
-    StepOutput,
-)
+from kssm.forecast.forecaster import ForecasterConfig, SignalForecaster
 from kssm.forecast.native.reading import Contest, can_read, read_quantiles
 from kssm.forecast.thinning import coarse_length
 from kssm.models import State
+from kssm.models.base import PrefillOutput, StepOutput
 
 
 def build_forecaster(config: ForecasterConfig) -> SignalForecaster:

@@ -8,7 +8,6 @@ state, from which the next token is drawn.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,21 +16,7 @@ from kssm.errors import InvalidInputError
 from kssm.language.model import LanguageModel
 from kssm.language.sampling import Sampling, choose, discourage, penalise, seen_in
 from kssm.language.tokenizer import Tokenizer
-from kssm.models.base import State, StateSpec, fresh_state
-
-
-class PrefillOutput(NamedTuple):
-    """state: after the last valid token; tail: [B, T] NaN, as tokens are not scored."""
-
-    state: State
-    tail: Tensor
-
-
-class StepOutput(NamedTuple):
-    """tail: [N] NaN; healthy: [N], False = the row's state was not advanced."""
-
-    tail: Tensor
-    healthy: Tensor
+from kssm.models.base import PrefillOutput, State, StateSpec, StepOutput, fresh_state
 
 
 class LanguageRows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,26 @@ def fresh_state(spec: StateSpec, rows: int, device: torch.device) -> State:
         name: torch.zeros(rows, *shape, dtype=dtype, device=device)
         for name, (shape, dtype) in spec.items()
     }
+
+
+class PrefillOutput(NamedTuple):
+    """What a prefill of the runtime's rows gives.
+
+    state: after the last valid sample; tail: [B, T] two-sided tail probabilities or NaN.
+    """
+
+    state: State
+    tail: Tensor
+
+
+class StepOutput(NamedTuple):
+    """What a step of the runtime's rows gives.
+
+    tail: [N] two-sided tail probabilities or NaN; healthy: [N], False = state not advanced.
+    """
+
+    tail: Tensor
+    healthy: Tensor
 
 
 class SequenceModel(nn.Module, ABC):

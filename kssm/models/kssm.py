@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kssm.errors import InvalidInputError
 from kssm.models.base import State, StateSpec
-from kssm.models.layers import CausalConv, RMSNorm, SwiGLU, init_linear
+from kssm.models.layers import CausalConv, RMSNorm, SwiGLU, fed_forward, init_linear
 from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, state_dtype
 from kssm.ops.joint import Place, split
 from kssm.ops.kssm_scan import ScanParameters, kssm_scan, kssm_step_
@@ -133,10 +133,7 @@ class KSSMBlock(Block):
         """Read-out, skip, norm, gate and feed-forward around the residual stream."""
         dtype = compute_dtype(residual)
         y = self.out_proj(self.out_norm.gated(y, skipped, self.skip, gate, dtype, place))
-        if self.mlp is None or self.mlp_norm is None:
-            return residual + y
-        normed, x = self.mlp_norm.beside(residual, dtype, y)
-        return x + self.mlp(normed)
+        return fed_forward(residual, y, self.mlp_norm, self.mlp, dtype)
 
     def state_spec(self) -> StateSpec:
         config, dtype = self.config, state_dtype(self.norm.weight.dtype)

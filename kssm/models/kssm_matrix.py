@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kssm.errors import InvalidInputError
 from kssm.models.base import State, StateSpec
-from kssm.models.layers import CausalConv, RMSNorm, SwiGLU, init_linear
+from kssm.models.layers import CausalConv, RMSNorm, SwiGLU, fed_forward, init_linear
 from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, state_dtype
 from kssm.ops.joint import Place, split
 from kssm.ops.matrix_scan import MatrixParameters, matrix_scan, matrix_step_
@@ -162,10 +162,7 @@ class KSSMMatrixBlock(Block):
         dtype = compute_dtype(residual)
         y = self.out_norm.gated(y.flatten(-2), skipped, self.skip, gate, dtype, place)
         y = self.out_proj(y)
-        if self.mlp is None or self.mlp_norm is None:
-            return residual + y
-        normed, x = self.mlp_norm.beside(residual, dtype, y)
-        return x + self.mlp(normed)
+        return fed_forward(residual, y, self.mlp_norm, self.mlp, dtype)
 
 
 class KSSMMatrix(Stack):

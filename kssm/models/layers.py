@@ -103,6 +103,16 @@ class SwiGLU(nn.Module):
         return self.down(swiglu(self.up(x)))
 
 
+def fed_forward(
+    residual: Tensor, y: Tensor, norm: RMSNorm | None, mlp: SwiGLU | None, dtype: torch.dtype
+) -> Tensor:
+    """residual + y, and the feed-forward layer beside it; a block may have none (None)."""
+    if norm is None or mlp is None:
+        return residual + y
+    normed, x = norm.beside(residual, dtype, y)
+    return x + mlp(normed)
+
+
 def init_linear(d_in: int, d_out: int, std: float | None = None, bias: bool = False) -> nn.Linear:
     """A linear layer with normal weights (default std d_in^-1/2) and zero bias."""
     layer = nn.Linear(d_in, d_out, bias=bias)

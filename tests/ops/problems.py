@@ -137,3 +137,18 @@ def worst(found: Tensor, expected: Tensor) -> float:
     expected = expected.detach().double().cpu()
     scale = expected.abs().max().clamp(min=1e-30)
     return ((found.detach().double().cpu() - expected).abs().max() / scale).item()
+
+
+def check_missing_number_stays(problem: Problem) -> None:
+    """A NaN at token 2 of row 1, channel 3, changes nothing but what comes after it there."""
+    y, final = problem.run("triton")
+    for place in range(4):
+        inputs = [t.clone() for t in problem.inputs]
+        inputs[place][1, 2, 3] = float("nan")
+        y_hit, final_hit = replace(problem, inputs=tuple(inputs)).run("triton")
+        assert y_hit[1, 2:, 3].isnan().all()
+        assert final_hit[1, 3].isnan().all()
+        y_hit[1, 2:, 3] = y[1, 2:, 3]
+        final_hit[1, 3] = final[1, 3]
+        assert torch.equal(y_hit, y)
+        assert torch.equal(final_hit, final)
