@@ -14,6 +14,7 @@ from kssm_client import (
     Backoff,
     ConflictError,
     ConnectionFailedError,
+    Generated,
     NotFoundError,
     OverloadedError,
     ProtocolError,
@@ -124,8 +125,9 @@ def test_a_session_from_creation_to_deletion() -> None:
         httpx.Response(204),
     )
     with recorder.client() as client:
-        assert client.create_session(prompt=[1, 2], sample_interval=0.5) == "s1"
-        assert recorder.body()["prompt"] == [[1], [2]]
+        made = client.create_session(prompt=[1, 2], sample_interval=0.5, timestamps=[8, 9])
+        assert made == "s1"
+        assert (recorder.body()["prompt"], recorder.body()["timestamps"]) == ([[1], [2]], [8, 9])
         info = client.session("s1")
         assert (info.session, info.next_seq, info.quantiles) == ("s1", 5, (0.1, 0.9))
         forecast = client.append("s1", 4, [7.0], timestamps=[1])
@@ -133,7 +135,8 @@ def test_a_session_from_creation_to_deletion() -> None:
         assert (forecast.seq, forecast.levels) == (4, (0.1, 0.9))
         assert forecast.anomalies[0].score is None
         assert forecast.anomalies[0].surprise == 1.25
-        assert client.session_forecast("s1", 2).horizon == 2
+        assert client.session_forecast("s1").horizon == 2
+        assert recorder.body() == {}
         client.reset("s1")
         assert client.fork("s1") == "s2"
         state = client.get_state("s1")
@@ -155,6 +158,40 @@ def test_a_session_from_creation_to_deletion() -> None:
     ]
 
 
+def test_a_text_from_creation_to_deletion() -> None:
+    words = {"tokens": [3, 4], "text": " c d", "reason": "stop"}
+    ids = {"tokens": [3], "reason": "length"}
+    recorder = Recorder(ok(SESSION, 201), ok({}), ok({}), ok(words), ok(ids), ok({}, 204))
+    with recorder.client() as client:
+        assert client.create_text("a b", model="m") == "s1"
+        assert recorder.body() == {"prompt": "a b", "model": "m"}
+        client.append_tokens("s1", 0, (1, 2))
+        assert recorder.body() == {"seq": 0, "tokens": [1, 2]}
+        client.append_tokens("s1", 1, "c")
+        assert recorder.body() == {"seq": 1, "text": "c"}
+        made = client.generate("s1", 9, temperature=0.5, stop=("d", 7), seed=1)
+        assert made == Generated((3, 4), " c d", "stop")
+        expected = {"max_tokens": 9, "temperature": 0.5, "stop": ["d", 7], "seed": 1}
+        assert recorder.body() == expected
+        assert client.generate("s1") == Generated((3,), None, "length")
+        assert recorder.body() == {"max_tokens": 64}
+        client.delete_session("s1")
+    called = [f"{r.method} {r.url.path}" for r in recorder.requests]
+    assert called[:4] == [
+        "POST /v1/sessions",
+        "POST /v1/sessions/s1/tokens",
+        "POST /v1/sessions/s1/tokens",
+        "POST /v1/sessions/s1/generate",
+    ]
+
+
+def test_a_text_may_begin_with_nothing() -> None:
+    recorder = Recorder(ok(SESSION, 201))
+    with recorder.client() as client:
+        client.create_text()
+    assert recorder.body() == {}
+
+
 def test_a_forgotten_duplicate_says_so() -> None:
     recorder = Recorder(ok({"type": "ack", "of": "frames.append", "session": "s1", "seq": 0}))
     with recorder.client() as client, pytest.raises(ReplyLostError):
@@ -172,11 +209,24 @@ def test_what_is_refused_for_now_is_tried_again() -> None:
         client.models()
 
 
-def test_what_would_be_done_twice_is_not_repeated_when_the_answer_is_lost() -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.create_session(),
+        lambda client: client.create_text([1]),
+        lambda client: client.generate("s1"),
+        lambda client: client.fork("s1"),
+    ],
+    ids=["create_session", "create_text", "generate", "fork"],
+)
+def test_what_would_be_done_twice_is_not_repeated_when_the_answer_is_lost(
+    call: Callable[[RestClient], object],
+) -> None:
     recorder = Recorder(httpx.ReadError("cut"))
-    with recorder.client() as client, pytest.raises(ConnectionFailedError):
-        client.create_session()
+    with recorder.client() as client, pytest.raises(ConnectionFailedError) as caught:
+        call(client)
     assert len(recorder.requests) == 1
+    assert "http://server:1/v1/sessions" in str(caught.value)
 
 
 @pytest.mark.parametrize(

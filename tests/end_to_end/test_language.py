@@ -116,6 +116,27 @@ async def test_text_of_a_model_that_transformers_saved(live: Live) -> None:
         assert made.reason == "length"
 
 
+def test_a_text_over_rest(live: Live) -> None:
+    model = tiny_language_model("mamba")
+    with RestClient(live.http) as rest:
+        session = rest.create_text("w7 w8")
+        for _ in range(2):  # the second is a duplicate
+            rest.append_tokens(session, 0, PROMPT[2:])
+        assert rest.session(session).next_seq == 1
+        first = rest.generate(session, 8, temperature=3.0, top_p=0.9, seed=2, ignore_eos=True)
+        assert first.tokens == expected(model, PROMPT, 8, 2)
+        assert first.text == " ".join(f"w{token}" for token in first.tokens)
+        whole = [*PROMPT, *first.tokens]
+        (likeliest,) = model.generate([whole], 1, Sampling(0), stop_tokens=())[0]
+        stopped = rest.generate(session, 9, temperature=0, stop=[f"w{likeliest}"])
+        assert (stopped.tokens, stopped.reason) == ((likeliest,), "stop")
+        after = rest.generate(session, 3, temperature=3.0, top_p=0.9, seed=4, ignore_eos=True)
+        assert after.tokens == expected(model, [*whole, likeliest], 3, 4)
+        with pytest.raises(InvalidInputError) as error:
+            rest.generate(session, temperature=-1.0)
+        assert error.value.code == "invalid_sampling"
+
+
 async def test_leaving_early_cancels_and_the_text_goes_on(live: Live) -> None:
     async with open_text(live.http, prompt=PROMPT) as text:
         made = text.generate(4000, temperature=3.0, seed=3, ignore_eos=True)

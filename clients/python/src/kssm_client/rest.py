@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, Unpack
 from urllib.parse import quote
 
 import httpx
@@ -15,12 +14,15 @@ import numpy.typing as npt
 
 from kssm_client.address import DEFAULT_URL, parse_address
 from kssm_client.backoff import Backoff
-from kssm_client.errors import (
-    ConnectionFailedError,
-    KSSMClientError,
-    ProtocolError,
-    ReplyLostError,
-    error_from_body,
+from kssm_client.errors import ReplyLostError
+from kssm_client.http import Http, Json
+from kssm_client.text import (
+    Generated,
+    GenerateOptions,
+    Tokens,
+    generated_from_body,
+    plain,
+    tokens_field,
 )
 from kssm_client.types import Forecast, SeriesAnomaly, SeriesForecast, SessionInfo, Timestamp
 from kssm_client.wire import (
@@ -33,14 +35,13 @@ from kssm_client.wire import (
 
 STATE_TYPE = "application/vnd.safetensors"
 
-Json = dict[str, Any]
-
 
 class RestClient:
     """Blocking calls, one a method; use as ``with``. For asyncio: ``asyncio.to_thread``.
 
     What the server refuses for now is tried again after ``backoff``, except for calls that
-    would then be done twice when only the answer was lost (``create_session``, ``fork``).
+    would then be done twice when only the answer was lost (``create_session``, ``create_text``,
+    ``generate``, ``fork``).
     """
 
     def __init__(
@@ -54,14 +55,13 @@ class RestClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self._http = httpx.Client(
+        client = httpx.Client(
             base_url=parse_address(url).http,
             headers=headers,
             timeout=timeout,
             transport=transport,
         )
-        self._backoff = backoff or Backoff(attempts=4)
-        self._sleep = sleep
+        self._http = Http(client, backoff or Backoff(attempts=4), sleep)
 
     def __enter__(self) -> Self:
         return self
@@ -80,14 +80,11 @@ class RestClient:
 
     def ready(self) -> bool:
         """Whether the server can be reached and takes new sessions."""
-        try:
-            return self._http.get("/readyz").is_success
-        except httpx.TransportError:
-            return False
+        return self._http.succeeds("/readyz")
 
     def models(self) -> Json:
         """The models served, as the server describes them."""
-        return self._json("GET", "/v1/models")
+        return self._http.json("GET", "/v1/models")
 
     def forecast(
         self,
@@ -114,7 +111,7 @@ class RestClient:
             "quantiles": list(quantiles),
         }
         wanted = _optional(model=model, anomaly=anomaly or None)
-        reply = self._json("POST", "/v1/forecast", body | wanted)
+        reply = self._http.json("POST", "/v1/forecast", body | wanted)
         return [_series_forecast(entry) for entry in reply["forecasts"]]
 
     def create_session(
@@ -126,20 +123,23 @@ class RestClient:
         model: str | None = None,
         sample_interval: float | None = None,
         prompt: npt.ArrayLike | None = None,
+        timestamps: Sequence[Timestamp] | None = None,
     ) -> str:
-        """Open a session and return its id."""
+        """Open a session and return its id; ``timestamps`` are the prompt's."""
         rows = None if prompt is None else as_rows(as_samples(prompt, channels))
+        times = None if timestamps is None else as_timestamps(timestamps)
         body: Json = {"channels": channels, "horizon": horizon, "quantiles": list(quantiles)}
-        body |= _optional(model=model, sample_interval=sample_interval, prompt=rows)
-        return str(self._json("POST", "/v1/sessions", body, repeat=False)["session_id"])
+        body |= _optional(model=model, sample_interval=sample_interval)
+        body |= _optional(prompt=rows, timestamps=times)
+        return str(self._http.json("POST", "/v1/sessions", body, repeat=False)["session_id"])
 
     def session(self, session_id: str) -> SessionInfo:
         """A session's settings and next sequence number."""
-        return info_from_body(self._json("GET", _path(session_id)))
+        return info_from_body(self._http.json("GET", _path(session_id)))
 
     def delete_session(self, session_id: str) -> None:
         """Delete a session."""
-        self._call("DELETE", _path(session_id))
+        self._http.call("DELETE", _path(session_id))
 
     def append(
         self,
@@ -158,88 +158,60 @@ class RestClient:
         body: Json = {"seq": seq, "values": as_rows(as_samples(values, channels))}
         if timestamps is not None:
             body["timestamps"] = as_timestamps(timestamps)
-        reply = self._json("POST", _path(session_id, "frames"), body)
+        reply = self._http.json("POST", _path(session_id, "frames"), body)
         if reply.get("type") == "ack":
             raise ReplyLostError("the frame was applied before, its forecast is gone")
         return forecast_from_body(reply)
 
     def session_forecast(
-        self, session_id: str, horizon: int, quantiles: Sequence[float] = (0.1, 0.5, 0.9)
+        self,
+        session_id: str,
+        horizon: int | None = None,
+        quantiles: Sequence[float] | None = None,
     ) -> Forecast:
-        """A forecast after the frames sent so far."""
-        body: Json = {"horizon": horizon, "quantiles": list(quantiles)}
-        return forecast_from_body(self._json("POST", _path(session_id, "forecast"), body))
+        """A forecast after the frames sent so far; None: the session's horizon or quantiles."""
+        levels = None if quantiles is None else list(quantiles)
+        body = _optional(horizon=horizon, quantiles=levels)
+        return forecast_from_body(self._http.json("POST", _path(session_id, "forecast"), body))
+
+    def create_text(self, prompt: Tokens | None = None, *, model: str | None = None) -> str:
+        """Open a session of a language model that begins with ``prompt``; its id."""
+        body = _optional(prompt=None if prompt is None else plain(prompt), model=model)
+        return str(self._http.json("POST", "/v1/sessions", body, repeat=False)["session_id"])
+
+    def append_tokens(self, session_id: str, seq: int, tokens: Tokens) -> None:
+        """Add to a language session's text; a number sent before is not applied again."""
+        body: Json = {"seq": seq, **tokens_field(tokens)}
+        self._http.json("POST", _path(session_id, "tokens"), body)
+
+    def generate(
+        self, session_id: str, max_tokens: int = 64, **options: Unpack[GenerateOptions]
+    ) -> Generated:
+        """Let a language model go on with the session's text, which then holds what it made.
+
+        Answers when the text has ended, so give the client a ``timeout`` that is long enough: a
+        request given up cancels the rest. Token by token there is ``open_text``.
+        """
+        body: Json = {"max_tokens": max_tokens, **options}
+        path = _path(session_id, "generate")
+        return generated_from_body(self._http.json("POST", path, body, repeat=False))
 
     def reset(self, session_id: str) -> None:
         """Forget the history; settings and numbering go on."""
-        self._call("POST", _path(session_id, "reset"))
+        self._http.call("POST", _path(session_id, "reset"))
 
     def fork(self, session_id: str) -> str:
         """A second session with the same history, numbered from 0; its id."""
-        return str(self._json("POST", _path(session_id, "fork"), repeat=False)["session_id"])
+        return str(self._http.json("POST", _path(session_id, "fork"), repeat=False)["session_id"])
 
     def get_state(self, session_id: str) -> bytes:
         """The session's state as a signed safetensors blob."""
-        return self._call("GET", _path(session_id, "state")).content
+        return self._http.call("GET", _path(session_id, "state")).content
 
     def put_state(self, session_id: str, state: bytes) -> None:
         """Replace the history by a state of the same tenant, model and number of channels."""
         headers = {"Content-Type": STATE_TYPE}
-        self._call("PUT", _path(session_id, "state"), content=state, headers=headers)
-
-    def _json(
-        self, method: str, path: str, body: Json | None = None, *, repeat: bool = True
-    ) -> Json:
-        if body is None:
-            return _parsed(self._call(method, path, repeat=repeat))
-        content = json.dumps(body, allow_nan=False).encode()
-        headers = {"Content-Type": "application/json"}
-        return _parsed(self._call(method, path, content=content, headers=headers, repeat=repeat))
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        content: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        repeat: bool = True,
-    ) -> httpx.Response:
-        attempt = 0
-        while True:
-            try:
-                return self._once(method, path, content, headers)
-            except KSSMClientError as error:
-                attempt += 1
-                lost = isinstance(error, ConnectionFailedError)
-                give_up = attempt > self._backoff.attempts or (lost and not repeat)
-                if give_up or not error.retryable:
-                    raise
-            self._sleep(self._backoff.delay(attempt))
-
-    def _once(
-        self, method: str, path: str, content: bytes | None, headers: Mapping[str, str] | None
-    ) -> httpx.Response:
-        try:
-            response = self._http.request(method, path, content=content, headers=headers)
-        except httpx.TransportError as error:
-            raise ConnectionFailedError(f"{method} {path} failed: {error}") from error
-        if response.is_success:
-            return response
-        body = _parsed(response).get("error")
-        if not isinstance(body, dict):
-            raise ProtocolError(f"{method} {path}: status {response.status_code} without an error")
-        raise error_from_body(cast("Mapping[str, object]", body))
-
-
-def _parsed(response: httpx.Response) -> Json:
-    try:
-        body = response.json()
-    except ValueError as error:
-        raise ProtocolError(f"status {response.status_code} with a body that is no JSON") from error
-    if not isinstance(body, dict):
-        raise ProtocolError(f"status {response.status_code} with a body that is no JSON object")
-    return cast("Json", body)
+        self._http.call("PUT", _path(session_id, "state"), content=state, headers=headers)
 
 
 def _path(session_id: str, action: str = "") -> str:

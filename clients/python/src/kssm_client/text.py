@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_socket
@@ -42,6 +42,30 @@ class Generated:
     reason: Literal["length", "stop", "cancelled"]
 
 
+class GenerateOptions(TypedDict, total=False):
+    """How a language model goes on with a text; docs/protocol.md tells the server's defaults."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    seed: int | None
+    stop: Sequence[int | str]
+    ignore_eos: bool
+
+
+def plain(tokens: Tokens) -> str | list[int]:
+    """As JSON has them."""
+    return tokens if isinstance(tokens, str) else list(tokens)
+
+
+def tokens_field(tokens: Tokens) -> dict[str, object]:
+    """The field of a message that appends ``tokens``."""
+    return {"text" if isinstance(tokens, str) else "tokens": plain(tokens)}
+
+
 def token_from_body(body: Mapping[str, Any]) -> Token:
     """A ``token`` message."""
     return Token(int(body["index"]), int(body["token"]), body.get("text"))
@@ -64,42 +88,18 @@ class TextSession:
 
     async def append(self, tokens: Tokens) -> None:
         """Add to the text; raises ServerError when the server refuses."""
-        field = {"text": tokens} if isinstance(tokens, str) else {"tokens": list(tokens)}
-        await self._ask("tokens.append", session=self.id, seq=self._seq, **field)
+        await self._ask("tokens.append", session=self.id, seq=self._seq, **tokens_field(tokens))
         self._seq += 1
 
     async def generate(
-        self,
-        max_tokens: int = 64,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        repetition_penalty: float = 1.0,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
-        seed: int | None = None,
-        stop: Sequence[int | str] = (),
-        ignore_eos: bool = False,
+        self, max_tokens: int = 64, **options: Unpack[GenerateOptions]
     ) -> AsyncGenerator[Token, None]:
         """Let the model go on, token by token; ``last`` is the whole of it afterwards.
 
         Leaving the loop early (with ``aclosing``, or by closing the generator) cancels the rest.
         Raises ServerError when the server refuses.
         """
-        fields: dict[str, object] = {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "repetition_penalty": repetition_penalty,
-            "frequency_penalty": frequency_penalty,
-            "presence_penalty": presence_penalty,
-            "seed": seed,
-            "stop": list(stop),
-            "ignore_eos": ignore_eos,
-        }
-        await self._send("generate.create", session=self.id, **fields)
+        await self._send("generate.create", session=self.id, max_tokens=max_tokens, **options)
         ended = False
         try:
             while (body := await self._receive())["type"] == "token":
@@ -113,8 +113,8 @@ class TextSession:
             if not ended:
                 await self._cancel()
 
-    async def complete(self, max_tokens: int = 64, **options: Any) -> Generated:
-        """``generate`` to its end; its options are that method's."""
+    async def complete(self, max_tokens: int = 64, **options: Unpack[GenerateOptions]) -> Generated:
+        """``generate`` to its end."""
         async with aclosing(self.generate(max_tokens, **options)) as tokens:
             async for _ in tokens:
                 pass
