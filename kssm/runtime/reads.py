@@ -90,11 +90,12 @@ class Reader:
     def _quantiles(self, answer: Answer) -> Floats | KSSMError:
         """[rows, Q, horizon], Q = horizon = 0 without a query."""
         launched = answer.quantiles
+        rows = sum(job.session.channels for job in answer.jobs)
         if launched is None:
-            return np.empty((sum(job.session.channels for job in answer.jobs), 0, 0))
+            return np.empty((rows, 0, 0))
         if isinstance(launched, KSSMError):
             return launched  # else fetch: a device reports its errors late
-        return attempt(lambda: self._executor.fetch(launched).transpose(0, 2, 1))
+        return attempt(lambda: self._executor.fetch(launched)[:rows].transpose(0, 2, 1))
 
 
 def _outcome(job: Append | Read, quantiles: Floats, score: Floats) -> Outcome:

@@ -156,10 +156,13 @@ def run_steps(problem: MatrixProblem, backend: Any, arena: Tensor, slots: Tensor
     return torch.stack(outputs, 1)
 
 
+@pytest.mark.parametrize("sizes", [(16, 8), (8, 4), (2, 1)])
 @pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_steps_equal_the_scan(backend: str) -> None:
+def test_steps_equal_the_scan(backend: str, sizes: tuple[int, int]) -> None:
+    """Values and pairs of a head may be fewer than the scan's kernels take."""
+    values, pairs = sizes
     device = DEVICE if backend == "triton" else "cpu"
-    problem = make_problem(tokens=12).to(torch.float32, device)
+    problem = make_problem(tokens=12, values=values, pairs=pairs).to(torch.float32, device)
     y, final = matrix_scan(
         *problem.inputs,
         parameters=problem.parameters,

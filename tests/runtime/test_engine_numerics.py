@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,6 +134,38 @@ def test_a_new_session_sees_nothing_of_its_slots_past(forecaster: Forecaster) ->
         again = engine.open(4).result()
         result = feed(engine, again, wave(30, 4), [11])
     np.testing.assert_array_equal(result.quantiles, expected.quantiles)
+
+
+class PaddedExecutor(Executor):
+    """On the CPU as on a GPU."""
+
+    def __init__(
+        self,
+        forecaster: Forecaster,
+        arena: Arena,
+        device: torch.device,
+        *,
+        padded: bool,
+        graph_rows: int = 0,
+    ) -> None:
+        assert not padded
+        super().__init__(forecaster, arena, device, padded=True, graph_rows=graph_rows)
+
+
+def test_forecasts_of_padded_batches(
+    forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding reads a row that has no forecast; the answers are the sessions' own."""
+    results: list[list[Floats]] = []
+    for kind in (Executor, PaddedExecutor):
+        monkeypatch.setattr("kssm.runtime.engine.Executor", kind)
+        with stopped(forecaster) as engine:
+            engine.start()
+            signals = [wave(9, seed=seed) for seed in range(3)]
+            keys = [engine.open(1).result() for _ in signals]
+            engine.close()
+            results.append(_replay(engine, keys, signals))
+    _assert_close(np.stack(results[1]), np.stack(results[0]))
 
 
 @torch.inference_mode()

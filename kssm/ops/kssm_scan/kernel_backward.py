@@ -93,8 +93,8 @@ def _gradients(inputs, gate, before, after, g_re, g_im, EXACT: tl.constexpr):
 @triton.jit
 def _work(
     values, start, e_re, e_im, sums, c_re, c_im, channel, slope, outputs, left, mask,
-    D: tl.constexpr, BLOCKS: tl.constexpr, SPAN: tl.constexpr, KEEP: tl.constexpr,
-    TWICE: tl.constexpr, FACTOR: tl.constexpr, EXACT: tl.constexpr,
+    D: tl.constexpr, GROUP: tl.constexpr, BLOCKS: tl.constexpr, SPAN: tl.constexpr,
+    KEEP: tl.constexpr, TWICE: tl.constexpr, FACTOR: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """KEEP tokens: write their gradients and return (E, sums). ``left`` None: all are wanted;
     else a number of them and the same for every channel that is there."""
@@ -125,7 +125,7 @@ def _work(
             sums[4] + dy * states[u + 1][0],
             sums[5] + dy * states[u + 1][1],
         )
-    sum_channels(to_b, outputs[4], outputs[5], left, SPAN, BLOCKS, KEEP)
+    sum_channels(to_b, outputs[4], outputs[5], left, SPAN, BLOCKS, KEEP, GROUP)
     return e_re, e_im, sums
 
 
@@ -240,7 +240,7 @@ def backward_kernel(
         wide = _blank(_load_tail(ptrs, ROWS, left, there, KEEP), within, KEEP)
         e_re, e_im, sums = _work(
             wide, state, e_re, e_im, sums, c_re, c_im, channel, slope, outputs, (left, within),
-            mask, D, BLOCKS, SPAN, KEEP, TWICE, FACTOR, EXACT,
+            mask, D, WIDTH, BLOCKS, SPAN, KEEP, TWICE, FACTOR, EXACT,
         )  # fmt: skip
     if full > 0:
         ptrs = move(ptrs, ROWS, -KEEP)
@@ -256,7 +256,7 @@ def backward_kernel(
             for _ in range(once):
                 e_re, e_im, sums = _work(
                     widen(values), state, e_re, e_im, sums, c_re, c_im, channel, slope, outputs,
-                    None, mask, D, BLOCKS, SPAN, KEEP, TWICE, FACTOR, EXACT,
+                    None, mask, D, WIDTH, BLOCKS, SPAN, KEEP, TWICE, FACTOR, EXACT,
                 )  # fmt: skip
                 values = following
                 state = next_state

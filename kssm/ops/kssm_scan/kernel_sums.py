@@ -83,14 +83,17 @@ def _scatter(values, re_ptr, im_ptr, left, STEP: tl.constexpr, COUNT: tl.constex
 
 @triton.jit
 def sum_channels(
-    values, re_ptr, im_ptr, left, SPAN: tl.constexpr, STEP: tl.constexpr, COUNT: tl.constexpr
-):
+    values, re_ptr, im_ptr, left, SPAN: tl.constexpr, STEP: tl.constexpr, COUNT: tl.constexpr,
+    GROUP: tl.constexpr,
+):  # fmt: skip
     """Write the sums of (re, im) over SPAN channels for COUNT tokens, given the last token's first.
 
-    ``left`` None: all are written; else the first left[0]. On a GPU SPAN is what a warp holds.
+    ``left`` None: all are written; else the first left[0]. On a GPU SPAN is what a warp holds, and
+    a lane holds neighbours only where GROUP, the channels of a group, can be shared out so: odd
+    ones lie in memory such that it holds every 32nd.
     """
     WIDTH: tl.constexpr = values[0].shape[0]
-    if INTERPRETED or SPAN < 32 or COUNT < 4:
+    if INTERPRETED or SPAN < 32 or COUNT < 4 or GROUP % (SPAN // 32) != 0:
         spans = tl.arange(0, WIDTH // SPAN)
         for u in tl.static_range(COUNT):
             re = tl.sum(tl.reshape(values[2 * (COUNT - 1 - u)], [WIDTH // SPAN, SPAN]), 1)

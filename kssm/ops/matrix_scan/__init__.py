@@ -126,7 +126,8 @@ def _scan(
     check_optional("lengths", lengths, (batch,), x.device, integer=True)
     if token_dt is not None:
         token_dt = token_dt.detach()
-    scan = _scan_implementation(_choose(backend, x, pairs, tokens))
+    fits = _fits(values) and _fits(2 * pairs)
+    scan = _scan_implementation(_choose(backend, x, tokens, fits=fits))
     return scan(*inputs, parameters, token_dt, initial_state, lengths)
 
 
@@ -145,15 +146,18 @@ def _step_(
     check_optional("token_dt", token_dt, x.shape[:1], x.device)
     check_arena(state, slots, (*x.shape[1:], omega.shape[-1], 2), parameters.rate.dtype, x)
     step = step_torch_
-    if _choose(backend, x, omega.shape[-1], 1) == "triton":
+    fits = all(size & (size - 1) == 0 for size in (x.shape[-1], omega.shape[-1]))
+    if _choose(backend, x, 1, fits=fits) == "triton":
         step = importlib.import_module("kssm.ops.matrix_scan.kernel").step_triton_
     return step(*inputs, parameters, state, slots, token_dt)
 
 
-def _choose(backend: Backend | None, x: Tensor, pairs: int, tokens: int) -> Backend:
-    """The backend asked for, or the fastest that can take ``x``."""
-    fits = x.dtype != torch.float64 and _fits(x.shape[-1]) and _fits(2 * pairs)
-    possible = fits and triton_installed()
+def _choose(backend: Backend | None, x: Tensor, tokens: int, *, fits: bool) -> Backend:
+    """The backend asked for, or the fastest that can take ``x``.
+
+    ``fits``: the Triton kernels take its sizes.
+    """
+    possible = fits and x.dtype != torch.float64 and triton_installed()
     return choose(backend, tokens, possible=possible, worth_it=lambda: x.is_cuda)
 
 
