@@ -10,11 +10,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import IO, ParamSpec, TypeVar
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import IO, Any, ParamSpec, TypeVar, cast
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -52,39 +52,78 @@ def pinned(cores: Collection[int]) -> Generator[None]:
         os.sched_setaffinity(0, before)
 
 
+class LostError(RuntimeError):
+    """A worker's process ended in a call, or had to be ended: the message says which."""
+
+
 class Worker:
     """A process that makes calls, one at a time; after a call that ended it, another one.
 
     It starts with the first call and ends with the ``with`` block.
     """
 
-    def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
+    def __init__(self, limit_s: float | None = None) -> None:
+        """``limit_s``: calls that take longer end the process."""
+        self._limit_s = limit_s
+        self._process: SpawnProcess | None = None
+        self._calls: Connection
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._leave()
+        self._end()
 
     def call(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
-        """What ``function`` returns there.
+        """What ``function`` returns there, or the exception that it raised.
 
         Raises:
-            BrokenProcessPool: the call ended the process.
+            LostError: the call ended the process, or took too long.
         """
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        if self._process is None:
+            self._start()
+        self._calls.send((function, arguments, options))
+        answered = self._calls.poll(self._limit_s)
         try:
-            return self._pool.submit(function, *arguments, **options).result()
-        except BrokenProcessPool:
-            self._leave()
-            raise
+            raised, answer = cast(
+                "tuple[bool, Any]", self._calls.recv() if answered else (False, None)
+            )
+        except EOFError:
+            self._end()
+            raise LostError("ended its process") from None
+        if not answered:
+            self._end()
+            raise LostError(f"no answer in {self._limit_s:g} s")
+        if raised:
+            raise answer
+        return answer
 
-    def _leave(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-        self._pool = None
+    def _start(self) -> None:
+        context = get_context("spawn")
+        self._calls, answers = context.Pipe()
+        self._process = context.Process(target=_serve, args=(answers,))
+        self._process.start()
+        answers.close()  # the process has its own: when it ends, the pipe does
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._calls.close()
+        self._process = None
+
+
+def _serve(answers: Connection) -> None:
+    """Make the calls that come through the pipe."""
+    while True:
+        try:
+            function, arguments, options = answers.recv()
+        except EOFError:
+            return
+        try:
+            answers.send((False, function(*arguments, **options)))
+        except Exception as error:  # noqa: BLE001 (the caller's to judge)
+            answers.send((True, error))
 
 
 @contextmanager
