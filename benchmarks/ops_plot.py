@@ -52,7 +52,7 @@ def draw_length() -> None:
     panels = figure.subplots(1, len(measured), squeeze=False)[0]
     for axes, (value, kind) in zip(panels, measured, strict=True):
         _lines(axes, [row for row in kept["results"] if row["pass"] == kind], value)
-        axes.set_title(f"{TITLES[kind]}: {'ms' if value == 'ms' else 'bytes held an element'}")
+        axes.set_title(f"{TITLES[kind]}: {'ms' if value == 'ms' else 'bytes an element'}")
     figure.suptitle(f"One row of {kept['results'][0]['channels']} channels, {kept['device']}, bf16")
     figure.savefig(RESULTS / "ops_length.png", dpi=110)
 
@@ -82,12 +82,15 @@ def _time_and_bytes(row: Mapping[str, Any]) -> str:
 
 
 def _lines(axes: Any, rows: list[dict[str, Any]], value: str) -> None:
-    """A value against length, a line a contender, both axes logarithmic."""
+    """A value against length, a line a contender; times on a logarithmic scale."""
     for name in dict.fromkeys(row["contender"] for row in rows):
         found = [row for row in rows if row["contender"] == name and row[value] is not None]
         axes.plot([r["tokens"] for r in found], [r[value] for r in found], "o-", label=name, ms=3)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    if value == "ms":
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel("tokens")
     axes.legend(fontsize=8)
 
