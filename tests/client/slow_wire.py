@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kssm_client.core import ClientCore, Draining, Event, RetryLater
+from kssm_client.core import ClientCore
 from kssm_client.errors import (
     KSSMClientError,
 )
-from kssm_client.ledger import Failed, Succeeded
+from kssm_client.events import Draining, Event, Failed, RetryLater, Succeeded
 from kssm_client.types import Encoding, Forecast, SessionInfo, SessionOptions
 from tests.client.model_server import Connection, Message, ModelServer, ModelSession
 

@@ -138,6 +138,9 @@ async def test_a_bad_frame_fails_its_caller_only(server: FakeServer) -> None:
         assert (first.seq, bad.code, last.seq) == (0, "numerical_fault", 1)
         with pytest.raises(InvalidInputError):
             session.submit(np.inf)
+        with pytest.raises(InvalidInputError):
+            await session.forecast(quantiles=[np.nan])
+        assert (await session.send(3.0)).seq == 2
 
 
 async def test_a_busy_server_is_asked_again_with_growing_pauses(server: FakeServer) -> None:

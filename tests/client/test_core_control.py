@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from kssm_client.core import ClientCore, Draining
+from kssm_client.core import ClientCore
 from kssm_client.errors import (
     ClientClosedError,
     ConflictError,
@@ -17,7 +17,7 @@ from kssm_client.errors import (
     ReplyLostError,
     TooLargeError,
 )
-from kssm_client.ledger import Succeeded
+from kssm_client.events import Draining, Succeeded
 from kssm_client.types import SessionInfo, SessionOptions
 from tests.client.model_server import Message
 from tests.client.slow_wire import Wire, opened, samples, wired
@@ -254,3 +254,31 @@ def test_timestamps_travel_with_base64_samples() -> None:
     assert str(session.history) == "[[[1.0], [nan], [3.0]]]"
     with pytest.raises(InvalidInputError, match="timestamps"):
         core.append(key, [1.0, 2.0], [10.0])
+
+
+@pytest.mark.parametrize("field", [{"quantiles": [float("nan")]}, {"horizon": object()}], ids=str)
+def test_what_json_does_not_have_is_refused_before_it_is_sent(field: dict[str, object]) -> None:
+    core, wire = wired()
+    key, session = opened(core, wire)
+    with pytest.raises(InvalidInputError) as caught:
+        core.control(key, "forecast.create", **field)
+    assert caught.value.code == "invalid_message"
+    with pytest.raises(InvalidInputError):
+        core.append(key, [1.0], [object()])  # pyright: ignore[reportArgumentType]
+    ticket = core.append(key, 2)
+    wire.settle()
+    assert wire.forecast(ticket).seq == 0
+    assert samples(session) == [2]
+
+
+def test_numbers_and_times_of_numpy_are_understood() -> None:
+    core, wire = wired()
+    key, _ = opened(core, wire)
+    quantiles = list(np.array([0.25], np.float32))
+    forecast = core.control(key, "forecast.create", horizon=np.int64(5), quantiles=quantiles)
+    wire.settle()
+    assert wire.forecast(forecast).values.shape == (1, 1, 5)
+    times = np.array(["1970-01-01T00:01", "1970-01-01T00:02"], "datetime64[m]")
+    core.append(key, [1.0, 2.0], list(times))
+    (message,) = core.outgoing()
+    assert json.loads(message)["timestamps"] == [60.0, 120.0]

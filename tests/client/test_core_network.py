@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kssm_client.errors import (
     ServerError,
 )
-from kssm_client.ledger import Succeeded
+from kssm_client.events import Succeeded
 from tests.client.model_server import BAD_VALUE, MUTE_VALUE, ModelSession
 from tests.client.slow_wire import opened, samples, wired
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kssm_client.errors import KSSMClientError, ServerError, error_from_body
+from kssm_client.replies import BinaryForecast, decode
 from kssm_client.text import generated_from_body, token_from_body
-from kssm_client.wire import BinaryForecast, decode
 from service import wire
 from service.errors import STATUS
 

@@ -15,6 +15,7 @@ from kssm_client import (
     ConflictError,
     ConnectionFailedError,
     Generated,
+    InvalidInputError,
     NotFoundError,
     OverloadedError,
     ProtocolError,
@@ -109,6 +110,16 @@ def test_series_without_names_are_numbered_and_may_have_timestamps() -> None:
     body = recorder.body()
     assert body["series"] == [{"id": "0", "values": [1, 2], "timestamps": [10, 20]}]
     assert body["model"] == "m"
+
+
+def test_what_json_does_not_have_is_refused_before_it_is_sent() -> None:
+    recorder = Recorder()
+    with recorder.client() as client:
+        for quantiles in ([np.nan], ["a", object()]):
+            with pytest.raises(InvalidInputError) as caught:
+                client.forecast([[1.0]], 2, quantiles=quantiles)
+            assert caught.value.code == "invalid_message"
+    assert recorder.requests == []
 
 
 def test_a_session_from_creation_to_deletion() -> None:

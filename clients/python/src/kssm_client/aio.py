@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 
 from kssm_client.address import DEFAULT_URL, parse_address
 from kssm_client.backoff import Backoff
-from kssm_client.core import DEFAULT_WINDOW, ClientCore, Draining, Event, RetryLater
+from kssm_client.core import DEFAULT_WINDOW, ClientCore
 from kssm_client.errors import (
     ClientClosedError,
     ConnectionFailedError,
@@ -27,7 +27,7 @@ from kssm_client.errors import (
     TooLargeError,
     UnauthorizedError,
 )
-from kssm_client.ledger import Failed, Succeeded
+from kssm_client.events import Draining, Event, Failed, RetryLater, Succeeded
 from kssm_client.session import AsyncSession
 from kssm_client.types import Encoding, SessionOptions, Timestamp
 from kssm_client.wire import as_samples

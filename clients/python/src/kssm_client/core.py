@@ -18,50 +18,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy.typing as npt
 
 from kssm_client.errors import ClientClosedError, KSSMClientError, ProtocolError, ServerError
-from kssm_client.ledger import Failed, Flight, Job, Ledger, Result, Succeeded
-from kssm_client.types import Encoding, Forecast, SessionInfo, SessionOptions, Timestamp
-from kssm_client.wire import (
+from kssm_client.events import Draining, Event, Result, RetryLater, Succeeded
+from kssm_client.ledger import Flight, Job, Ledger
+from kssm_client.replies import (
     Ack,
     BinaryForecast,
     Created,
     GoAway,
-    Message,
     Reply,
-    binary_version,
     decode,
+    shape_binary,
+)
+from kssm_client.types import Encoding, Forecast, SessionInfo, SessionOptions, Timestamp
+from kssm_client.wire import (
+    Message,
+    binary_version,
     encode_control,
     encode_create,
     encode_frame,
-    shape_binary,
 )
 
 DEFAULT_WINDOW = 32
 
 _FATAL_CODES = frozenset({"session_not_found", "unauthorized", "seq_gap"})
-
-
-@dataclass(frozen=True, slots=True)
-class RetryLater:
-    """The server refused for now: call ``retry(session)`` after a pause, or ``give_up``."""
-
-    session: int
-    attempt: int
-    error: KSSMClientError
-
-
-@dataclass(frozen=True, slots=True)
-class Draining:
-    """The server is about to stop; nothing more is sent on this connection."""
-
-    time_left_s: float
-
-
-Event = Succeeded | Failed | RetryLater | Draining
 
 
 class ClientCore:
@@ -90,7 +73,7 @@ class ClientCore:
     def create(self, options: SessionOptions) -> tuple[int, int]:
         """Open a session: (its key here, ticket). TooLargeError if the prompt is too long."""
         message = encode_create(options)
-        return self._open(Job(self._ticket(), "session.create", message=message))
+        return self._open(Job(self._ticket(), "session.create", text=message, opens=True))
 
     def attach(self, session_id: str, encoding: Encoding | None = None) -> tuple[int, int]:
         """Take over an existing session: (its key here, ticket)."""
@@ -100,7 +83,7 @@ class ClientCore:
             encoding=encoding,
             binary_version=binary_version(encoding),
         )
-        return self._open(Job(self._ticket(), "session.attach", message=message))
+        return self._open(Job(self._ticket(), "session.attach", text=message, opens=True))
 
     def append(
         self, key: int, values: npt.ArrayLike, timestamps: Sequence[Timestamp] | None = None
@@ -111,9 +94,12 @@ class ClientCore:
         return self._queue(key, Job(self._ticket(), "frames.append", frame=frame))
 
     def control(self, key: int, kind: str, **fields: object) -> int:
-        """Queue ``forecast.create``, ``session.reset`` or ``session.close``."""
-        self.info(key)
-        return self._queue(key, Job(self._ticket(), kind, fields=fields))
+        """Queue ``forecast.create``, ``session.reset`` or ``session.close``.
+
+        InvalidInputError if a field cannot be encoded.
+        """
+        text = encode_control(kind, session=self.info(key).session, **fields)
+        return self._queue(key, Job(self._ticket(), kind, text=text))
 
     def info(self, key: int) -> SessionInfo:
         """An open session's settings; raises what ended it if it has ended."""
@@ -256,7 +242,7 @@ class ClientCore:
 
     def _result(self, flight: Flight, job: Job, reply: Reply) -> Result:
         match reply:
-            case Created() if job.message is not None:
+            case Created() if job.opens:
                 self._adopt(flight.ledger, reply)
                 return reply.info
             case BinaryForecast() if job.frame is not None and reply.seq == flight.seq:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -15,12 +14,15 @@ from kssm_client.errors import (
     ProtocolError,
     error_from_body,
 )
+from kssm_client.wire import to_json
 
 Json = dict[str, Any]
 
 
 class Http:
-    """Requests to one server. Raises ConnectionFailedError, ProtocolError, ServerError.
+    """Requests to one server.
+
+    Raises InvalidInputError, ConnectionFailedError, ProtocolError, ServerError.
 
     What the server refuses for now is tried again after ``backoff``; so is what failed on the way,
     unless ``repeat`` is False because it would be done twice if only the answer was lost.
@@ -50,7 +52,7 @@ class Http:
         """Send a JSON object, or nothing; the JSON object that comes back."""
         if body is None:
             return _parsed(self.call(method, path, repeat=repeat))
-        content = json.dumps(body, allow_nan=False).encode()
+        content = to_json(body).encode()
         headers = {"Content-Type": "application/json"}
         return _parsed(self.call(method, path, content=content, headers=headers, repeat=repeat))
 

@@ -7,39 +7,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from kssm_client.errors import ConflictError, KSSMClientError, ReplyLostError
-from kssm_client.types import Forecast, SessionInfo
-from kssm_client.wire import Created, Frame, Message, binary_version, encode_control
-
-Result = Forecast | SessionInfo | None
+from kssm_client.events import Failed, Result, Succeeded
+from kssm_client.replies import Created
+from kssm_client.types import SessionInfo
+from kssm_client.wire import Frame, Message, binary_version, encode_control
 
 REPLY_VALUES_KEPT = 131_072  # forecast values that a server keeps for a session's duplicates
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
-    """The call behind ``ticket`` has its result."""
-
-    ticket: int
-    result: Result
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The call behind ``ticket`` failed, and only that call."""
-
-    ticket: int
-    error: KSSMClientError
-
-
 @dataclass(slots=True, eq=False)
 class Job:
-    """One call: a frame, a control message, or (``message`` given) what opens a session."""
+    """One call: a frame, or another message whole, which may be what opens the session."""
 
     ticket: int
     kind: str
     frame: Frame | None = None
-    fields: dict[str, object] = field(default_factory=dict[str, object])
-    message: str | None = None
+    text: str = ""
+    opens: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -95,15 +79,14 @@ class Ledger:
     def next_message(self) -> tuple[Message, Flight]:
         """Put the next job on the wire, or first the attach that it needs."""
         job = self.jobs[self.sent]
-        if job.message is not None:
-            return job.message, self._launch(job)
+        if job.opens:
+            return job.text, self._launch(job)
         assert self.info is not None
         if self.handle is None:
             self.attaching = True
             return self._attach_message(self.info), Flight(self, None)
         if job.frame is None:
-            text = encode_control(job.kind, session=self.info.session, **job.fields)
-            return text, self._launch(job)
+            return job.text, self._launch(job)
         seq = self.base + self.sent
         self.reached = max(self.reached, seq + 1)
         return job.frame.encode(self.info.session, self.handle, seq), self._launch(job, seq)
@@ -127,7 +110,7 @@ class Ledger:
         self.handle = reply.handle
         self.info = reply.info
         self.applied = reply.info.next_seq
-        if self.rebase or self.jobs[0].message is not None:
+        if self.rebase or self.jobs[0].opens:
             self.base = self.reached = self.applied
             self.rebase = False
 

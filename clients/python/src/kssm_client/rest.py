@@ -16,6 +16,7 @@ from kssm_client.address import DEFAULT_URL, parse_address
 from kssm_client.backoff import Backoff
 from kssm_client.errors import ReplyLostError
 from kssm_client.http import Http, Json
+from kssm_client.replies import forecast_from_body, info_from_body
 from kssm_client.text import (
     Generated,
     GenerateOptions,
@@ -25,13 +26,7 @@ from kssm_client.text import (
     tokens_field,
 )
 from kssm_client.types import Forecast, SeriesAnomaly, SeriesForecast, SessionInfo, Timestamp
-from kssm_client.wire import (
-    as_rows,
-    as_samples,
-    as_timestamps,
-    forecast_from_body,
-    info_from_body,
-)
+from kssm_client.wire import as_rows, as_samples, as_timestamps
 
 STATE_TYPE = "application/vnd.safetensors"
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kssm_client.errors import InvalidInputError
 
 FloatArray = npt.NDArray[np.float64]
-Timestamp = float | str | datetime
+Timestamp = float | str | datetime | np.datetime64
 Encoding = Literal["json", "binary"]
 
 _LEVEL_TOLERANCE = 1e-9

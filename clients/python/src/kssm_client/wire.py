@@ -1,4 +1,4 @@
-"""Bytes and text of the protocol, as pure functions. The layout is in docs/protocol.md."""
+"""What the client sends, as pure functions. The layout is in docs/protocol.md."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from kssm_client.errors import (
-    InvalidInputError,
-    ProtocolError,
-    ServerError,
-    TooLargeError,
-    error_from_body,
-)
-from kssm_client.types import (
-    Anomaly,
-    Encoding,
-    FloatArray,
-    Forecast,
-    SessionInfo,
-    SessionOptions,
-    Timestamp,
-)
+from kssm_client.errors import InvalidInputError, TooLargeError
+from kssm_client.types import Encoding, FloatArray, SessionOptions, Timestamp
 
 Message = str | bytes
 
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_MAGNITUDE = 1e30
 
-_HEADER = struct.Struct("<BBHIQ")
-_VERSION = 1
+HEADER = struct.Struct("<BBHIQ")
+VERSION = 1
 BINARY_VERSION = 2
 """Newest version of binary forecasts that this client reads: three numbers about anomalies."""
 _KIND_FRAME = 1
-_KIND_FORECAST = 2
 _ENVELOPE_BYTES = 256
+_EPOCH = np.datetime64(0, "s")
+
+
+def to_json(body: object) -> str:
+    """JSON text; numpy's numbers are numbers. InvalidInputError for what JSON does not have."""
+    try:
+        return json.dumps(body, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"cannot be sent: {error}", "invalid_message") from error
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{value!r} is no number, text or list")
 
 
 def as_samples(values: npt.ArrayLike, channels: int) -> FloatArray:
@@ -83,7 +83,13 @@ def as_rows(samples: FloatArray) -> list[list[float | None]]:
 
 def as_timestamps(timestamps: Sequence[Timestamp]) -> list[float | str]:
     """Timestamps as JSON: Unix seconds or ISO 8601 text."""
-    return [t.isoformat() if isinstance(t, datetime) else t for t in timestamps]
+    return [_timestamp(t) for t in timestamps]
+
+
+def _timestamp(time: Timestamp) -> float | str:
+    if isinstance(time, np.datetime64):
+        return float((time - _EPOCH) / np.timedelta64(1, "s"))
+    return time.isoformat() if isinstance(time, datetime) else time
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,7 @@ class Frame:
     def encode(self, session: str, handle: int, seq: int) -> Message:
         """The message that sends this frame as number ``seq``."""
         if self.samples is not None:
-            return _HEADER.pack(_VERSION, _KIND_FRAME, 0, handle, seq) + self.samples
+            return HEADER.pack(VERSION, _KIND_FRAME, 0, handle, seq) + self.samples
         head = {"type": "frames.append", "session": session, "seq": seq}
         return f"{json.dumps(head)[:-1]}, {self.fields}}}"
 
@@ -140,7 +146,7 @@ def _fields(values: object, timestamps: Sequence[Timestamp] | None) -> str:
     fields: dict[str, object] = {"values": values}
     if timestamps is not None:
         fields["timestamps"] = as_timestamps(timestamps)
-    return json.dumps(fields, allow_nan=False)[1:-1]
+    return to_json(fields)[1:-1]
 
 
 def _check_size(payload_bytes: int) -> None:
@@ -152,9 +158,9 @@ def _check_size(payload_bytes: int) -> None:
 
 
 def encode_control(kind: str, **fields: object) -> str:
-    """A JSON control message; fields that are None are left out."""
+    """A JSON control message; fields that are None are left out. Raises InvalidInputError."""
     present = {name: value for name, value in fields.items() if value is not None}
-    return json.dumps({"type": kind, **present}, allow_nan=False)
+    return to_json({"type": kind, **present})
 
 
 def binary_version(encoding: Encoding | None) -> int | None:
@@ -180,121 +186,3 @@ def encode_create(options: SessionOptions) -> str:
     )
     _check_size(len(message))
     return message
-
-
-@dataclass(frozen=True, slots=True)
-class Created:
-    """``session.created``: settings, and what holds for this connection only."""
-
-    info: SessionInfo
-    handle: int
-    max_in_flight: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ack:
-    """``ack`` of a message of type ``of``."""
-
-    of: str
-
-
-@dataclass(frozen=True, slots=True)
-class GoAway:
-    """The server drains; it closes the connection within ``time_left_s`` seconds."""
-
-    time_left_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class BinaryForecast:
-    """A binary reply whose shape only the session knows."""
-
-    handle: int
-    seq: int
-    numbers: npt.NDArray[np.float32]
-    version: int = _VERSION
-
-
-Reply = Created | Ack | GoAway | Forecast | BinaryForecast | ServerError
-
-
-def decode(message: Message) -> Reply:
-    """One server message; ProtocolError for anything the protocol does not know."""
-    try:
-        return _decode_binary(message) if isinstance(message, bytes) else _decode_text(message)
-    except ProtocolError:
-        raise
-    except (KeyError, TypeError, ValueError, struct.error) as error:
-        raise ProtocolError(f"unreadable message from the server: {error!r}") from error
-
-
-def _decode_text(message: str) -> Reply:
-    body = cast("dict[str, Any]", json.loads(message))
-    match body["type"]:
-        case "forecast":
-            return forecast_from_body(body)
-        case "ack":
-            return Ack(str(body["of"]))
-        case "error":
-            return error_from_body(cast("Mapping[str, object]", body["error"]))
-        case "session.created":
-            return Created(
-                info_from_body(body), int(body["handle"]), int(body.get("max_in_flight", 256))
-            )
-        case "goaway":
-            return GoAway(float(body.get("time_left_s", 0.0)))
-        case other:
-            raise ProtocolError(f"unknown message type {other!r} from the server")
-
-
-def _decode_binary(message: bytes) -> BinaryForecast:
-    version, kind, _flags, handle, seq = _HEADER.unpack_from(message)
-    if not _VERSION <= version <= BINARY_VERSION or kind != _KIND_FORECAST:
-        raise ProtocolError(f"binary message of version {version}, kind {kind}")
-    return BinaryForecast(handle, seq, np.frombuffer(message, "<f4", offset=_HEADER.size), version)
-
-
-def shape_binary(reply: BinaryForecast, info: SessionInfo) -> Forecast:
-    """Give a binary reply its session's shape; ProtocolError when the length does not fit."""
-    channels, levels = info.channels, info.quantiles
-    size, facts = channels * len(levels) * info.horizon, reply.version + 1
-    if reply.numbers.size != size + facts * channels:
-        raise ProtocolError(f"binary forecast of {reply.numbers.size} numbers does not fit")
-    numbers = reply.numbers.astype(np.float64)
-    values = numbers[:size].reshape(channels, len(levels), info.horizon)
-    anomalies = tuple(
-        Anomaly(*map(_number, channel)) for channel in numbers[size:].reshape(-1, facts)
-    )
-    order = sorted(range(len(levels)), key=levels.__getitem__)
-    ascending = tuple(levels[index] for index in order)
-    return Forecast(info.session, reply.seq, ascending, values[:, order], anomalies)
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
-def info_from_body(body: Mapping[str, Any]) -> SessionInfo:
-    """A session's settings, from WebSocket (``session``) or REST (``session_id``)."""
-    encoding: Encoding = "binary" if body.get("encoding") == "binary" else "json"
-    return SessionInfo(
-        session=str(body["session"] if "session" in body else body["session_id"]),
-        model=str(body.get("model", "")),
-        channels=int(body["channels"]),
-        horizon=int(body["horizon"]),
-        quantiles=tuple(float(level) for level in body["quantiles"]),
-        encoding=encoding,
-        next_seq=int(body.get("next_seq", 0)),
-    )
-
-
-def forecast_from_body(body: Mapping[str, Any]) -> Forecast:
-    """A JSON forecast (WebSocket and REST have the same body)."""
-    by_level = sorted((float(k), v) for k, v in body["quantiles"].items())
-    values = np.stack([np.asarray(rows, dtype=np.float64) for _, rows in by_level], axis=1)
-    anomalies = tuple(
-        Anomaly(entry["score"], entry["tail_probability"], entry.get("surprise"))
-        for entry in body.get("anomaly") or ()
-    )
-    levels = tuple(level for level, _ in by_level)
-    return Forecast(str(body["session"]), int(body["seq"]), levels, values, anomalies)
