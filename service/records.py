@@ -73,8 +73,8 @@ def _pack(reply: Reply) -> list[Any]:
     result = reply.result
     if result is None:
         return [reply.seq]
-    scores = (result.tail, result.score, result.surprise)
-    arrays = [np.ascontiguousarray(array) for array in (result.quantiles, *scores)]
+    columns = (result.quantiles, result.tail, result.score, result.surprise)
+    arrays = [np.ascontiguousarray(array) for array in columns]
     return [reply.seq, result.horizon, result.levels, *arrays]
 
 
@@ -83,6 +83,6 @@ def _unpack(packed: list[Any]) -> Reply:
         return Reply(packed[0], None)
     seq, horizon, levels, quantiles, tail, score, *later = packed
     surprise = later[0] if later else [None] * len(tail)  # records from before there was one
-    arrays = {"quantiles": quantiles, "tail": tail, "score": score, "surprise": surprise}
-    floats = {name: np.array(array, dtype=np.float64) for name, array in arrays.items()}
-    return Reply(seq, ForecastResult(horizon=horizon, levels=tuple(levels), **floats))
+    ahead = np.array(quantiles, dtype=np.float64)
+    anomaly = np.array([score, tail, surprise], dtype=np.float64).T
+    return Reply(seq, ForecastResult(ahead, horizon, tuple(levels), anomaly))

@@ -141,8 +141,6 @@ def check_seq(seq: object) -> int:
 def forecast_body(session: str, seq: int, result: ForecastResult) -> dict[str, object]:
     """The forecast after frame ``seq``, ready for ``dumps``."""
     by_level = np.ascontiguousarray(result.quantiles.transpose(1, 0, 2))
-    columns = (result.score, result.tail, result.surprise)
-    anomaly = zip(*(column.tolist() for column in columns), strict=True)
     return {
         "session": session,
         "seq": seq,
@@ -150,7 +148,7 @@ def forecast_body(session: str, seq: int, result: ForecastResult) -> dict[str, o
         "quantiles": quantile_map(result.levels, by_level),
         "anomaly": [
             {"score": score, "tail_probability": tail, "surprise": surprise}
-            for score, tail, surprise in anomaly
+            for score, tail, surprise in result.anomaly.tolist()
         ],
     }
 
@@ -173,8 +171,7 @@ def encode_forecast_binary(
 
     From ``WITH_SURPRISE`` on the last are (score, tail, surprise).
     """
-    columns = [result.score, result.tail, result.surprise]
-    anomaly = np.stack(columns if version >= WITH_SURPRISE else columns[:2], axis=1)
+    anomaly = result.anomaly[:, : 3 if version >= WITH_SURPRISE else 2]
     header = HEADER.pack(version, KIND_FORECAST, 0, handle, seq)
     return header + _little(result.quantiles) + _little(anomaly)
 

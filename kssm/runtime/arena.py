@@ -8,7 +8,7 @@ when it is freed, so a handle kept too long is told apart from the slot's next o
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -132,12 +132,18 @@ class Arena:
 
     def whole(self, slots: Slots) -> State:
         """A copy of everything at ``slots``, the host's entries included."""
+        return self.keep(slots)()
+
+    def keep(self, slots: Slots) -> Callable[[], State]:
+        """``whole`` as of now, to be taken apart into entries by those who need them."""
         index = torch.from_numpy(slots)
         kept = {name: tensor.index_select(0, index) for name, tensor in self.host.items()}
         pieces = self._packed()
         if pieces is None:
-            return {**self.gather(slots), **kept}
-        return {**pieces.gather(self.index(slots)), **kept}
+            state = self.gather(slots) | kept
+            return lambda: state
+        packed = pieces.pack(self.index(slots))
+        return lambda: pieces.unpack(packed) | kept
 
     def write(self, slots: Slots, state: State) -> None:
         """Overwrite entries at ``slots`` with those of ``state`` ([len(slots), ...] each)."""

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from kssm.errors import CapacityError, KSSMError, NotFoundError
 from kssm.language.sampling import Sampling
-from kssm.runtime.admission import Admission
 from kssm.runtime.arena import Arena
 from kssm.runtime.config import EngineConfig
 from kssm.runtime.contract import Floats, Forecaster, vocabulary
 from kssm.runtime.executor import Executor
 from kssm.runtime.graphs import Progress
+from kssm.runtime.intake import Intake
 from kssm.runtime.jobs import (
     Control,
     ForecastResult,
@@ -32,7 +31,6 @@ from kssm.runtime.jobs import (
     Prediction,
     Release,
     Session,
-    SessionJob,
 )
 from kssm.runtime.monitors import monitor_spec, monitor_state
 from kssm.runtime.requests import Requests
@@ -68,23 +66,19 @@ class Engine:
         self.fingerprint = forecaster.fingerprint  # reads every weight: once is enough
         self.config = config or EngineConfig()
         self.device = torch.device(device)
-        self._condition = threading.Condition(threading.Lock())
-        self._incoming: list[Job] = []
-        self._arriving: list[Job] = []
-        self._sessions: dict[int, Session] = {}
-        self._admission = Admission(self.config.max_pending)
+        self._intake = Intake(self.config.max_pending)
+        self._sessions, self._session = self._intake.sessions, self._intake.session
+        self._submit = self._intake.submit
         self.vocab_size = vocabulary(forecaster)
         scored = self.vocab_size is None
         self.state_spec = {**forecaster.state_spec(), **monitor_spec(scored=scored)}
         self._requests = Requests(self.config, self.state_spec, self.vocab_size)
         self._executor = self._build()
-        schedule = Schedule(self.config.prefill_tokens, self.config.chunk_tokens)
-        self._worker = Worker(self._executor, schedule, self._admission, self._sessions)
+        schedule = Schedule[Any](self.config.prefill_tokens, self.config.chunk_tokens)
+        self._worker = Worker(self._executor, schedule, self._intake.admission, self._sessions)
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
-        self._closed = False
-        self._drain = True
-        self._died = False
 
     def _build(self) -> Executor:
         config = self.config
@@ -117,8 +111,8 @@ class Engine:
         Returns when the thread is ready to serve. On a GPU it first compiles and captures its
         steps, of which ``progress`` hears (called on that thread with graphs done and in all).
         """
-        with self._condition:
-            if self._thread is not None or self._closed:
+        with self._starting:
+            if self._thread is not None or self._intake.closed:
                 raise RuntimeError("an engine starts once")
             self._thread = threading.Thread(
                 target=self._main, args=(progress,), name="kssm-engine", daemon=True
@@ -128,10 +122,7 @@ class Engine:
 
     def close(self, drain: bool = True) -> None:
         """Refuse new jobs, finish the accepted ones (``drain``) or fail them, stop the thread."""
-        with self._condition:
-            self._closed = True
-            self._drain = self._drain and drain
-            self._condition.notify()
+        self._intake.close(drain)
         if self._thread is None:
             self._abandon()
         elif self._thread is not threading.current_thread():
@@ -140,18 +131,21 @@ class Engine:
     @property
     def alive(self) -> bool:
         """False once the device thread has died of something unexpected."""
-        return not self._died
+        return not self._intake.died
 
     def _main(self, progress: Progress | None) -> None:
         try:
             with self._on_device(), torch.inference_mode():
                 self._executor.prepare(progress)
                 self._ready.set()
-                while self._take():
-                    self._worker.tick()
+                while (jobs := self._intake.take(self._worker.busy)) is not None:
+                    self._worker.accept(jobs)
+                    self._intake.accepted()
+                    if self._worker.busy:
+                        self._worker.tick()
         except BaseException:  # noqa: BLE001 (whatever it is, nobody may be left waiting)
             _log.exception("the device thread died")
-            self._died = True
+            self._intake.died = True
         finally:
             self._ready.set()
             self._executor.close()
@@ -161,65 +155,10 @@ class Engine:
         """Kernels start on the thread's current device, wherever their tensors are."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
-    def _take(self) -> bool:
-        """Hand new jobs to the worker, waiting if there is nothing to do; False = stop."""
-        with self._condition:
-            while not (self._incoming or self._worker.busy or self._closed):
-                self._condition.wait()
-            if self._closed and not self._drain:
-                return False
-            self._arriving, self._incoming = self._incoming, []
-        self._worker.accept(self._arriving)
-        self._arriving = []
-        return self._worker.busy or not self._closed
-
     def _abandon(self) -> None:
         """Fail whatever is left; nothing is accepted any more."""
-        with self._condition:
-            self._closed = True
-            unaccepted = self._arriving + self._incoming
-            self._arriving, self._incoming = [], []
-        self._worker.abort(self._refusal(), unaccepted)
-
-    def _refusal(self) -> KSSMError:
-        if self._died:
-            return KSSMError("the engine stopped unexpectedly", code="internal")
-        return CapacityError("the engine is shutting down", code="draining")
-
-    def _submit(self, request: Callable[[], Job]) -> Future[Any]:
-        try:
-            job = request()
-            self._admission.admit(job.lane, job.cost)
-            self._enqueue(job)
-        except KSSMError as error:
-            refused = Future[Any]()
-            refused.set_exception(error)
-            return refused
-        return job.future
-
-    def _enqueue(self, job: Job) -> None:
-        with self._condition:
-            try:
-                self._check_open(job)
-            except KSSMError:
-                self._admission.settle(job.lane, job.cost)
-                raise
-            self._incoming.append(job)
-            self._condition.notify()
-
-    def _check_open(self, job: Job) -> None:
-        if self._closed:
-            raise self._refusal()
-        if isinstance(job, SessionJob):
-            self._session(job.session.key)
-            if isinstance(job, Release):
-                del self._sessions[job.session.key]
-
-    def _session(self, key: int) -> Session:
-        session = self._sessions.get(key)
-        if session is None:
-            raise NotFoundError("there is no such session", code="session_not_found")
-        return session
+        unaccepted = self._intake.abandon()
+        self._worker.abort(self._intake.refusal(), unaccepted)
 
     def open(self, channels: int) -> Future[int]:
         """Create a session of ``channels`` rows; its key. CapacityError ``rows_exhausted``."""

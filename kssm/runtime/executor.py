@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -98,12 +98,16 @@ class Executor:
             self._graphs.close()
 
     def step(
-        self, slots: Slots, values: Floats, dt: Floats, groups: Slots | None = None
+        self,
+        slots: Slots,
+        values: Floats,
+        dt: Floats,
+        groups: Callable[[], Slots] | None = None,
     ) -> tuple[Pending, Pending]:
         """Advance rows ``slots`` [N] by one token each: (tail, healthy), maybe longer than N.
 
-        ``groups`` [N]: equal for neighbours that are to go on together or not at all, which
-        ``rows_together`` of them do.
+        ``groups`` is asked for [N]: equal for neighbours that are to go on together or not at all,
+        which ``rows_together`` of them do.
         """
         due = [] if self._clocks is None else self._clocks.advance(slots)
         stepped = None if self._graphs is None else self._graphs.step(slots, values, dt)
@@ -116,11 +120,11 @@ class Executor:
         return stepped
 
     def _together(
-        self, slots: Slots, values: Floats, dt: Floats, groups: Slots | None
+        self, slots: Slots, values: Floats, dt: Floats, groups: Callable[[], Slots] | None
     ) -> StepOutput | None:
         if groups is None or not self.rows_together:
             return None
-        arrays = (values, slots, dt, groups)
+        arrays = (values, slots, dt, groups())
         own, index, steps, together = (torch.from_numpy(array) for array in arrays)
         model = cast("KeepingModel", self._forecaster)
         return model.step_together_(own, self.arena.tensors, index, steps, together)

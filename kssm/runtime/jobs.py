@@ -20,36 +20,55 @@ from kssm.runtime.contract import Floats, State
 from kssm.runtime.validation import Query
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ForecastResult:
     """A session's forecast after a job.
 
-    ``quantiles`` is [channels, Q, horizon] (Q = horizon = 0 when none was wanted). The others are
-    [channels], NaN = no score: ``tail`` is the smallest calibrated tail probability of the job's
-    samples against the forecasts made before them, ``score`` its negative decimal logarithm,
-    ``surprise`` the largest running surprise among them (``kssm.forecast.anomaly``).
+    ``quantiles`` is [channels, Q, horizon] (Q = horizon = 0 when none was wanted), ``anomaly``
+    [channels, 3] holds ``score``, ``tail`` and ``surprise``, NaN = no score.
     """
 
     quantiles: Floats
     horizon: int
     levels: tuple[float, ...]
-    tail: Floats
-    score: Floats
-    surprise: Floats
+    anomaly: Floats
+
+    @property
+    def score(self) -> Floats:
+        """[channels] negative decimal logarithm of ``tail``."""
+        return self.anomaly[:, 0]
+
+    @property
+    def tail(self) -> Floats:
+        """[channels] smallest calibrated tail probability of the job's samples.
+
+        Against the forecasts made before them (``kssm.forecast.anomaly``).
+        """
+        return self.anomaly[:, 1]
+
+    @property
+    def surprise(self) -> Floats:
+        """[channels] largest running surprise among the job's samples."""
+        return self.anomaly[:, 2]
+
+
+def cut(state: State, start: int, stop: int) -> State:
+    """Rows ``start`` ... ``stop`` - 1 of a state."""
+    return {name: tensor[start:stop] for name, tensor in state.items()}
 
 
 class Held(NamedTuple):
     """Rows ``start`` ... ``stop`` - 1 of a state that several jobs share, cut out when needed."""
 
-    state: State
+    state: Callable[[], State]
     start: int
     stop: int
 
     def rows(self) -> State:
-        return {name: tensor[self.start : self.stop] for name, tensor in self.state.items()}
+        return cut(self.state(), self.start, self.stop)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Session:
     """A stream as the device thread sees it."""
 
@@ -58,13 +77,13 @@ class Session:
     queue: deque[SessionJob] = field(default_factory=deque)
     active: bool = False
     quarantined: bool = False
+    channels: int = field(init=False)
 
-    @property
-    def channels(self) -> int:
-        return len(self.rows)
+    def __post_init__(self) -> None:
+        self.channels = len(self.rows)
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class Job:
     """A promise to a caller. ``cost`` tokens of ``lane`` are taken until it is settled."""
 
@@ -73,55 +92,53 @@ class Job:
     cost: int = 1
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class Open(Job):
     """Create a session of ``channels`` rows; the result is its key."""
 
     channels: int
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class SessionJob(Job):
     """A job that waits for the session's earlier ones."""
 
     session: Session
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class Control(SessionJob):
     """Something done to a session at once; ``action`` runs on the device thread."""
 
     action: Callable[[Session], Any]
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class Release(Control):
     """The session's last job: it runs even when its future was cancelled."""
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class Read(SessionJob):
     """A forecast from the state as it is."""
 
     query: Query
-    tail: Floats
-    surprise: Floats
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class Append(SessionJob):
     """Tokens [tokens, channels] to consume, then a forecast if ``query`` is set.
 
-    ``held`` is, for stepwise work, the rows before the job (what a failure restores), and for
-    bulk work the rows so far (what success writes), as is ``monitor``.
+    ``said`` is the most extreme that monitors said of its samples so far ([channels, 2], smallest
+    probability and largest surprise; None before the first one). ``held`` is, for stepwise work,
+    the rows before the job (what a failure restores), and for bulk work the rows so far (what
+    success writes), as is ``monitor``.
     """
 
     values: Floats
     dt: Floats
     query: Query | None
-    tail: Floats
-    surprise: Floats
-    item: int = 0
+    said: Floats | None = None
     held: Held | None = None
     monitor: AnomalyMonitor | None = None
 
@@ -164,7 +181,7 @@ class Listener:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class Generate(Append):
     """Tokens to draw, one a tick, each of which is consumed before the next is drawn.
 
@@ -190,7 +207,7 @@ class Prediction:
     alarms: tuple[Alarm, ...] = ()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Watch:
     """The monitor of a series, which of its tokens are samples, and what it has said so far."""
 
@@ -208,7 +225,7 @@ class Watch:
         return Alarm(*(np.concatenate(column)[self.samples, 0] for column in columns))
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class Predict(Job):
     """Forecasts of whole series [tokens, 1], batch after batch (``batches`` index ``series``).
 
@@ -220,5 +237,4 @@ class Predict(Job):
     batches: deque[list[int]]
     quantiles: Floats
     watches: list[Watch]
-    item: int = 0
     state: State | None = None

@@ -62,13 +62,17 @@ class Pieces:
         device = next(iter(tensors.values())).device
         return cls(tensors, torch.tensor(lines, device=device), places, width)
 
-    def gather(self, slots: Tensor) -> State:
-        """Copies of the rows ``slots`` [N], [N, ...] per entry: views into one tensor."""
+    def pack(self, slots: Tensor) -> Tensor:
+        """Copies of the rows ``slots`` [N] of every table, side by side: [N, width] int32."""
         packed = torch.empty(len(slots), self.width, dtype=torch.int32, device=slots.device)
         if len(slots):
             gather_kernel[(len(slots) * len(self.list),)](
                 self.list, slots, packed, len(self.list), self.width, BLOCK=_BLOCK, num_warps=4
             )
+        return packed
+
+    def unpack(self, packed: Tensor) -> State:
+        """The entries of packed rows, [N, ...] each: views into them."""
         return {name: self._entry(name, packed) for name in self.places}
 
     def _entry(self, name: str, packed: Tensor) -> Tensor:

@@ -58,7 +58,12 @@ class Monitors:
             self._arena.host[ENTRY].numpy()[slots] = np.concatenate([m.state for m in monitors])
 
 
-def note(job: Append, probability: Floats, surprise: Floats) -> None:
-    """Keep the most extreme of the job's samples: what monitors said of some [channels]."""
-    np.fmin(job.tail, probability, out=job.tail)
-    np.fmax(job.surprise, surprise, out=job.surprise)
+def note(job: Append, said: Floats) -> None:
+    """Keep the most extreme of the job's samples: ``said`` of one more, or of some, [channels, 2].
+
+    ``said`` itself is kept where it is the first, and never written to.
+    """
+    if job.said is not None:
+        (tail, surprise), (lowest, highest) = said.T, job.said.T
+        said = np.stack([np.fmin(lowest, tail), np.fmax(highest, surprise)], axis=1)
+    job.said = said

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from kssm.runtime.schedule import plan_batches
 from kssm.runtime.snapshot import check_tensors
 from kssm.runtime.validation import Query, check_ids, check_query, check_series, to_tokens
 
+KNOWN_QUERIES: Final = 256
+"""Questions that are not checked again."""
+
 
 class Requests:
     """Makes jobs; every method raises a KSSMError for what the device must never see.
@@ -34,6 +38,7 @@ class Requests:
         self._config = config
         self._spec = spec
         self._vocabulary = vocabulary
+        self._known = lru_cache(KNOWN_QUERIES, typed=True)(self._query)
 
     def append(
         self,
@@ -59,9 +64,7 @@ class Requests:
             session=session,
             values=tokens,
             dt=steps,
-            query=None if asked is None else self._query(*asked),
-            tail=np.full(session.channels, np.nan),
-            surprise=np.full(session.channels, np.nan),
+            query=None if asked is None else self._asked(*asked),
             lane=Lane.STREAM if len(tokens) < config.prefill_min else Lane.BULK,
             cost=tokens.size,
         )
@@ -88,8 +91,6 @@ class Requests:
             values=np.zeros((max_tokens, 1)),
             dt=np.ones(max_tokens),
             query=None,
-            tail=np.full(1, np.nan),
-            surprise=np.full(1, np.nan),
             rules=rules,
             seed=check_seed(seed),
             listener=listener,
@@ -97,9 +98,7 @@ class Requests:
 
     def read(self, session: Session, horizon: int, levels: Sequence[float]) -> Read:
         """A forecast without new samples has no scores."""
-        query = self._query(horizon, levels)
-        tail, surprise = np.full((2, session.channels), np.nan)
-        return Read(session=session, query=query, tail=tail, surprise=surprise)
+        return Read(session=session, query=self._asked(horizon, levels))
 
     def state(self, tensors: Mapping[str, NDArray[Any]], channels: int) -> dict[str, NDArray[Any]]:
         """Private copies of checked state tensors."""
@@ -165,6 +164,13 @@ class Requests:
             spare -= len(values) - len(column)
             tokens.append((values[:, 0], steps))
         return tokens
+
+    def _asked(self, horizon: int, levels: Sequence[float]) -> Query:
+        """Sessions ask the same again and again: such questions are checked once."""
+        try:
+            return self._known(horizon, levels)
+        except TypeError:  # of levels that cannot be a key
+            return self._query(horizon, levels)
 
     def _query(self, horizon: int, levels: Sequence[float]) -> Query:
         if self._vocabulary is not None:

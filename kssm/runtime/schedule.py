@@ -9,22 +9,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
-class Slice(NamedTuple):
+class Slice(NamedTuple, Generic[T]):
     """Tokens ``start`` ... ``stop`` - 1 of an item."""
 
-    item: int
+    item: T
     start: int
     stop: int
 
 
-class Tick(NamedTuple):
+class Tick(NamedTuple, Generic[T]):
     """One tick's work: the steps run first, as one batch."""
 
-    steps: list[Slice]
-    chunks: list[Slice]
+    steps: list[Slice[T]]
+    chunks: list[Slice[T]]
 
 
 class _Bulk(NamedTuple):
@@ -33,8 +35,8 @@ class _Bulk(NamedTuple):
     rows: int
 
 
-class Schedule:
-    """Cuts items into steps and chunks.
+class Schedule(Generic[T]):
+    """Cuts items, which are any hashable things, into steps and chunks.
 
     ``budget`` bounds rows times tokens of a tick's chunks, ``chunk`` the tokens of one chunk.
     Chunks are cut at places that depend on the item alone, so results do not depend on timing.
@@ -43,39 +45,39 @@ class Schedule:
     def __init__(self, budget: int, chunk: int) -> None:
         self._budget = budget
         self._chunk = chunk
-        self._steps: dict[int, tuple[int, int]] = {}
-        self._bulk: OrderedDict[int, _Bulk] = OrderedDict()
+        self._steps: dict[T, tuple[int, int]] = {}
+        self._bulk: OrderedDict[T, _Bulk] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._steps) + len(self._bulk)
 
-    def add_steps(self, item: int, tokens: int) -> None:
+    def add_steps(self, item: T, tokens: int) -> None:
         """Queue an item of ``tokens`` tokens, one a tick."""
         self._steps[item] = (0, tokens)
 
-    def add_bulk(self, item: int, tokens: int, rows: int = 1) -> None:
+    def add_bulk(self, item: T, tokens: int, rows: int = 1) -> None:
         """Queue an item of ``rows`` rows of ``tokens`` tokens each, run in chunks."""
         self._bulk[item] = _Bulk(0, tokens, rows)
 
-    def discard(self, item: int) -> None:
+    def discard(self, item: T) -> None:
         """Forget an item's remaining work, if there is any."""
         self._steps.pop(item, None)
         self._bulk.pop(item, None)
 
-    def next(self) -> Tick:
+    def next(self) -> Tick[T]:
         """Take the next tick's work off the schedule."""
         return Tick(self._next_steps(), self._next_chunks())
 
-    def _next_steps(self) -> list[Slice]:
+    def _next_steps(self) -> list[Slice[T]]:
         taken = [Slice(item, at, at + 1) for item, (at, _) in self._steps.items()]
         self._steps = {
             item: (at + 1, tokens) for item, (at, tokens) in self._steps.items() if at + 1 < tokens
         }
         return taken
 
-    def _next_chunks(self) -> list[Slice]:
-        taken: list[Slice] = []
-        again: list[tuple[int, _Bulk]] = []
+    def _next_chunks(self) -> list[Slice[T]]:
+        taken: list[Slice[T]] = []
+        again: list[tuple[T, _Bulk]] = []
         spent = 0
         while self._bulk:
             item, work = self._bulk.popitem(last=False)
@@ -105,9 +107,9 @@ def bucket(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
 
 
-def group_chunks(chunks: Sequence[Slice]) -> list[list[Slice]]:
+def group_chunks(chunks: Sequence[Slice[T]]) -> list[list[Slice[T]]]:
     """Chunks to run together: padded to the longest, a group wastes less than half."""
-    groups: dict[int, list[Slice]] = {}
+    groups: dict[int, list[Slice[T]]] = {}
     for chunk in chunks:
         groups.setdefault(bucket(chunk.stop - chunk.start), []).append(chunk)
     return list(groups.values())

@@ -58,13 +58,17 @@ def check_values(values: NDArray[Any], channels: int) -> Floats:
         )
     if not len(samples):
         raise InvalidInputError("there are no samples", code="empty_frame")
-    if np.isinf(samples).any():
-        raise InvalidInputError("a value is infinite", code="non_finite_value")
-    if (np.abs(samples) > MAX_MAGNITUDE).any():
-        raise InvalidInputError(
-            f"a value is larger than {MAX_MAGNITUDE:g}", code="value_out_of_range"
-        )
+    largest = np.fmax.reduce(np.abs(samples), axis=None)  # NaN where all are missing
+    if largest > MAX_MAGNITUDE:
+        raise _out_of_range(np.isinf(largest))
     return samples
+
+
+def _out_of_range(infinite: np.bool_) -> InvalidInputError:
+    if infinite:
+        return InvalidInputError("a value is infinite", code="non_finite_value")
+    message = f"a value is larger than {MAX_MAGNITUDE:g}"
+    return InvalidInputError(message, code="value_out_of_range")
 
 
 def check_ids(values: NDArray[Any], dt: NDArray[Any] | None, vocabulary: int) -> None:
@@ -129,6 +133,8 @@ def check_channels(channels: int) -> int:
 
 
 def _floats(values: NDArray[Any]) -> Floats:
+    if type(values) is np.ndarray and values.dtype == np.float64:
+        return values.copy()  # what can neither fail nor warn
     try:
         with np.errstate(over="ignore"):
             return np.array(values, dtype=np.float64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import InvalidStateError
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -47,7 +48,7 @@ class Worker:
     def __init__(
         self,
         executor: Executor,
-        schedule: Schedule,
+        schedule: Schedule[Any],
         admission: Admission,
         sessions: dict[int, Session],
     ) -> None:
@@ -57,10 +58,7 @@ class Worker:
         self._admission = admission
         self._sessions = sessions
         self._keys = count(1)
-        self._items = count(1)
         self._accepted: dict[Job, None] = {}
-        self._stepping: dict[int, Append] = {}
-        self._chunking: dict[int, Append | Predict] = {}
         self._reads: list[Read] = []
         self._outcomes: list[Outcome] = []
         self._recorder = Recorder()
@@ -77,15 +75,12 @@ class Worker:
         """Take jobs in the order of their submission; what needs no tick is done at once."""
         self._accepted.update(dict.fromkeys(jobs))
         for job in jobs:
-            if isinstance(job, SessionJob):
+            if not isinstance(job, SessionJob):
+                self._start_apart(job)
+            elif job.session.active:
                 job.session.queue.append(job)
-                self._advance(job.session)
-            elif not job.future.set_running_or_notify_cancel():
-                self._outcomes.append(Outcome(job))
-            elif isinstance(job, Open):
-                self._attempt(job, lambda job=job: self._open(job.channels))
-            elif isinstance(job, Predict):
-                self._next_batch(job)
+            else:
+                self._start(job)
         self._settle()
 
     def tick(self) -> None:
@@ -93,15 +88,15 @@ class Worker:
         with np.errstate(all="ignore"):  # rows that are not finite are found by checks
             self._run(self._schedule.next())
 
-    def _run(self, tick: Tick) -> None:
+    def _run(self, tick: Tick[Any]) -> None:
         self._recorder.ticks += 1
-        steps = [(step, self._stepping[step.item]) for step in tick.steps]
         reads, self._reads = self._reads, []
-        self._end(self._streams.run(steps, reads))
-        chunks = [(chunk, self._chunking[chunk.item]) for chunk in tick.chunks]
-        self._end(self._bulk.run(chunks))
-        for _, job in chunks:
-            if isinstance(job, Predict) and job.item in self._chunking and job.state is None:
+        self._end(self._streams.run(tick.steps, reads))
+        if not tick.chunks:
+            return
+        self._end(self._bulk.run(tick.chunks))
+        for job, _, _ in tick.chunks:
+            if isinstance(job, Predict) and job in self._accepted and job.state is None:
                 self._next_batch(job)
 
     def abort(self, error: KSSMError, unaccepted: Sequence[Job] = ()) -> None:
@@ -114,18 +109,31 @@ class Worker:
         """The counters now; may be called from any thread."""
         return self._recorder.stats(self._arena, self._admission.pending)
 
+    def _start_apart(self, job: Job) -> None:
+        """Start a job that concerns no session."""
+        if not job.future.set_running_or_notify_cancel():
+            self._outcomes.append(Outcome(job))
+        elif isinstance(job, Open):
+            self._attempt(job, partial(self._open, job.channels))
+        elif isinstance(job, Predict):
+            self._next_batch(job)
+
     def _advance(self, session: Session) -> None:
         """Start the session's next job; do all that need no tick."""
         while session.queue and not session.active:
-            job = session.queue.popleft()
-            started = job.future.set_running_or_notify_cancel()
-            if isinstance(job, Release) or (isinstance(job, Control) and started):
-                self._attempt(job, lambda job=job: job.action(job.session))
-            elif not started:
-                self._outcomes.append(Outcome(job))
-            else:
-                session.active = True
-                self._begin(session, job)
+            self._start(session.queue.popleft())
+
+    def _start(self, job: SessionJob) -> None:
+        """Do what needs no tick, and put the rest on the schedule."""
+        if not job.future.set_running_or_notify_cancel() and not isinstance(job, Release):
+            self._outcomes.append(Outcome(job))
+        elif isinstance(job, Control):
+            self._attempt(job, partial(job.action, job.session))
+        elif isinstance(job, Generate) and (ended := self._not_begun(job)):
+            self._outcomes.append(ended)
+        else:
+            job.session.active = True
+            self._begin(job)
 
     def _not_begun(self, job: Generate) -> Outcome | None:
         """The end of a generation that has nothing to do, or nothing to go on from."""
@@ -137,46 +145,35 @@ class Worker:
         message = "the session has no tokens yet to go on from"
         return Outcome(job, error=InvalidInputError(message, code="invalid_tokens"))
 
-    def _begin(self, session: Session, job: SessionJob) -> None:
+    def _begin(self, job: SessionJob) -> None:
         if isinstance(job, Read):
             self._reads.append(job)
-        elif isinstance(job, Generate) and (ended := self._not_begun(job)):
-            session.active = False
-            self._outcomes.append(ended)
-        elif isinstance(job, Append):
-            job.item = next(self._items)
-            if job.stepwise:
-                self._stepping[job.item] = job
-                self._schedule.add_steps(job.item, job.tokens)
-            else:
-                self._chunking[job.item] = job
-                self._schedule.add_bulk(job.item, job.tokens, job.session.channels)
-        else:
+        elif not isinstance(job, Append):
             raise TypeError(f"unknown job {type(job).__name__}")
+        elif job.stepwise:
+            self._schedule.add_steps(job, job.tokens)
+        else:
+            self._schedule.add_bulk(job, job.tokens, job.session.channels)
 
     def _next_batch(self, job: Predict) -> None:
-        self._chunking.pop(job.item, None)
-        job.item = next(self._items)
-        self._chunking[job.item] = job
         batch = job.batches[0]
-        self._schedule.add_bulk(job.item, len(job.series[batch[0]][0]), len(batch))
+        self._schedule.add_bulk(job, len(job.series[batch[0]][0]), len(batch))
 
     def _end(self, outcomes: Iterable[Outcome]) -> None:
         """Take ended jobs off the schedule, start what waited for them and settle."""
         for outcome in outcomes:
+            self._schedule.discard(outcome.job)
             self._outcomes.append(outcome)
-            job = outcome.job
-            if isinstance(job, Append | Predict):
-                self._stepping.pop(job.item, None)
-                self._chunking.pop(job.item, None)
-                self._schedule.discard(job.item)
+            job, _, error = outcome
             if isinstance(job, SessionJob):
-                self._note_fault(job.session, outcome.error)
+                if error is not None:
+                    self._note_fault(job.session, error)
                 job.session.active = False
-                self._advance(job.session)
+                if job.session.queue:
+                    self._advance(job.session)
         self._settle()
 
-    def _note_fault(self, session: Session, error: KSSMError | None) -> None:
+    def _note_fault(self, session: Session, error: KSSMError) -> None:
         if isinstance(error, NumericalError):
             self._recorder.faults += 1
             self._quarantine(session, True)
@@ -186,9 +183,11 @@ class Worker:
         session.quarantined = quarantined
 
     def _settle(self) -> None:
+        if not self._outcomes:
+            return
         outcomes, self._outcomes = self._outcomes, []
         for lane in Lane:
-            cost = sum(outcome.job.cost for outcome in outcomes if outcome.job.lane is lane)
+            cost = sum([job.cost for job, _, _ in outcomes if job.lane is lane])
             self._admission.settle(lane, cost)
         for outcome in outcomes:
             _resolve(outcome)
@@ -240,8 +239,6 @@ class Worker:
 def _resolve(outcome: Outcome) -> None:
     """Tell the caller; one who settled or cancelled the future himself is left alone."""
     future = outcome.job.future
-    if future.done():
-        return
     try:
         if outcome.error is not None:
             future.set_exception(outcome.error)

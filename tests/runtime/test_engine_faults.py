@@ -42,8 +42,8 @@ def test_rows_are_kept_aside_where_the_model_would_not_keep_them(
     with Engine(model, CONFIG) as engine:
         key = engine.open(channels).result()
         arena, taken = engine._worker._arena, list[object]()
-        whole = arena.whole
-        monkeypatch.setattr(arena, "whole", lambda slots: taken.append(slots) or whole(slots))
+        keep = arena.keep
+        monkeypatch.setattr(arena, "keep", lambda slots: taken.append(slots) or keep(slots))
         engine.append(key, noise(samples, channels)).result()
         assert len(taken) == copies
 

@@ -65,7 +65,7 @@ def test_closing_at_once_fails_what_was_accepted(engine: Engine) -> None:
     with held(engine):
         futures: list[Future[Any]] = [engine.append(key, noise(30)), engine.reset(key)]
         closer.start()
-        while not engine._closed:
+        while not engine._intake.closed:
             time.sleep(0)
     closer.join(10)
     assert [code_of(future) for future in futures] == ["draining", "draining"]

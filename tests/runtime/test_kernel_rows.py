@@ -23,12 +23,12 @@ def test_rows_of_every_table_are_copied() -> None:
     slots = torch.tensor([4, 0, 4, 5], device=DEVICE)
     pieces = Pieces.of(tensors)
     assert pieces is not None
-    found = pieces.gather(slots)
+    found = pieces.unpack(pieces.pack(slots))
     assert found.keys() == tensors.keys()
     for name, table in tensors.items():
         assert found[name].dtype == table.dtype
         assert torch.equal(found[name], table[slots])
-    assert pieces.gather(slots[:0])["wide"].shape == (0, 2, 700)
+    assert pieces.unpack(pieces.pack(slots[:0]))["wide"].shape == (0, 2, 700)
 
 
 def test_rows_of_half_words_are_left_to_others() -> None:

@@ -153,7 +153,8 @@ class FakeEngine:
         ahead = total[:, :, None] + np.arange(query.horizon) + np.array(query.levels)[:, None]
         tail = np.where(total[:, 0] > 0, 0.5, np.nan)
         score = -np.log10(tail)
-        return ForecastResult(ahead, query.horizon, query.levels, tail, score, 3.0 * score)
+        anomaly = np.stack([score, tail, 3.0 * score], axis=1)
+        return ForecastResult(ahead, query.horizon, query.levels, anomaly)
 
     def _submit(self, job: Callable[[], Any]) -> Future[Any]:
         if self._held is None:

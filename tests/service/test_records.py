@@ -14,8 +14,8 @@ from service.sessions import Admitted, Clock, Session, SessionSettings
 def answered() -> Session:
     session = Session("a" * 32, "acme", SessionSettings(2, 3, (0.1, 0.9), 60.0))
     quantiles = np.arange(12.0).reshape(2, 2, 3)
-    tail, score, surprise = np.array([[0.25, 0.6, 1.5], [np.nan] * 3]).T
-    result = ForecastResult(quantiles, 3, (0.1, 0.9), tail, score, surprise)
+    anomaly = np.array([[0.6, 0.25, 1.5], [np.nan] * 3])
+    result = ForecastResult(quantiles, 3, (0.1, 0.9), anomaly)
     session.commit(Admitted(0, np.zeros((1, 2)), None, Clock(60.0, 5.0)), result)
     return session
 

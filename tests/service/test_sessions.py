@@ -22,8 +22,8 @@ from service.wire import Frame
 
 
 def result(size: int = 1) -> ForecastResult:
-    one = np.array([0.5])
-    return ForecastResult(np.zeros((1, 1, size)), size, (0.5,), one, one, one)
+    one = np.full((1, 3), 0.5)
+    return ForecastResult(np.zeros((1, 1, size)), size, (0.5,), one)
 
 
 def frame(seq: int, values=((1.0,),), stamps=None) -> Frame:

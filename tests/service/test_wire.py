@@ -173,8 +173,7 @@ def test_no_json_raises(kind, fields):
 
 def result(channels: int = 2, horizon: int = 3) -> ForecastResult:
     values = np.arange(channels * 2 * horizon, dtype=np.float64).reshape(channels, 2, horizon)
-    tail, score, surprise = np.array([[0.25, 0.6, 1.5], [np.nan] * 3]).T
-    return ForecastResult(values, horizon, (0.1, 0.9), tail, score, surprise)
+    return ForecastResult(values, horizon, (0.1, 0.9), np.array([[0.6, 0.25, 1.5], [np.nan] * 3]))
 
 
 def test_a_forecast_as_text():
@@ -213,8 +212,7 @@ def test_a_forecast_as_binary_of_version_2():
 
 
 def test_a_value_beyond_float32_is_the_largest_float32():
-    tail, score, surprise = np.array([[0.5], [0.3], [0.9]])
-    big = ForecastResult(np.full((1, 1, 1), 1e300), 1, (0.5,), tail, score, surprise)
+    big = ForecastResult(np.full((1, 1, 1), 1e300), 1, (0.5,), np.array([[0.3, 0.5, 0.9]]))
     floats = np.frombuffer(wire.encode_forecast_binary(1, 0, big), dtype="<f4", offset=16)
     assert floats[0] == np.finfo(np.float32).max
 
