@@ -61,7 +61,7 @@ class _TritonScan(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         x, given = _evened(tensors, token_dt, lengths, tuning)
         with on_device(x.device):
-            turned = turn(given)
+            turned = turn(given, rests=any(ctx.needs_input_grad))
             y, final, starts = forward(_chunked(x, given, turned, initial_state, tuning))
             final = outer_states(final, turned.prefix)
         ctx.tuning = tuning
@@ -72,7 +72,7 @@ class _TritonScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         token_dt, lengths, initial_state, starts, *others = ctx.saved_tensors
-        turned, tensors = Turned(*others[:5]), others[5:]
+        turned, tensors = Turned(*others[:7]), others[7:]
         x, given = _evened(tensors, token_dt, lengths, ctx.tuning)
         scan = _chunked(x, given, turned, initial_state, ctx.tuning)
         dy, dfinal = gradients
@@ -141,4 +141,4 @@ def _chunked(
     start = None
     if initial is not None:
         start = initial.float().permute(0, 1, 4, 3, 2).flatten(2, 3).contiguous()
-    return Chunked(x, *turned[:4], given.lengths, start, tuning)
+    return Chunked(x, *turned[:4], given.lengths, start, tuning, turned.b_rest, turned.c_rest)

@@ -69,6 +69,40 @@ def add_outer(h, key, value, weight, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def add_outer_unrounded(h, key, rest, value, weight, PRECISION: tl.constexpr):
+    """As ``add_outer`` for 16-bit factors: what the weighed key loses when rounded is added too.
+    rest: what the key has lost before (None = nothing)."""
+    exact = tl.trans(key).to(tl.float32)
+    if rest is not None:
+        exact += tl.trans(rest).to(tl.float32)
+    exact *= weight[None, :]
+    weighed = exact.to(value.dtype)
+    lost = (exact - weighed.to(tl.float32)).to(value.dtype)
+    h = tl.dot(weighed, value, acc=h, input_precision=PRECISION)
+    return tl.dot(lost, value, acc=h, input_precision=PRECISION)
+
+
+@triton.jit
+def own_segment(
+    lengths_ptr, start_ptr, tokens, chunks, segments,
+    H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, W: tl.constexpr, Q: tl.constexpr,
+):  # fmt: skip
+    """Of a program that walks along chunks: head, group, segment, row and the row's end; places of
+    its row's gates, of its segment's state and of that one's numbers; the state it starts from."""
+    head = tl.program_id(0) % H
+    segment = (tl.program_id(0) // H) % segments
+    row = tl.program_id(0) // (H * segments)
+    gates = (row * H + head).to(tl.int64) * (chunks * Q)
+    own = ((row * segments + segment) * H + head).to(tl.int64)
+    tile = tl.arange(0, W)[:, None] * P + tl.arange(0, P)[None, :]
+    h = tl.zeros([W, P], dtype=tl.float32)
+    if start_ptr is not None:
+        h = tl.load(start_ptr + own * (W * P) + tile)
+    end = row_end(lengths_ptr, row, tokens)
+    return head, head // (H // G), segment, row, end, gates, own, tile, h
+
+
+@triton.jit
 def advance_head(
     h, b, c, x, decay_ptr, weight_ptr, t, Q: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
@@ -96,18 +130,10 @@ def walk_kernel(
     The last segment stores the state behind the row, final [B, H, W, P]. TILED: see ``read``; so
     are b, c and y.
     """
-    head = tl.program_id(0) % H
-    segment = (tl.program_id(0) // H) % segments
-    row = tl.program_id(0) // (H * segments)
-    group = head // (H // G)
-    end = row_end(lengths_ptr, row, tokens)
+    head, group, segment, row, end, gates, _, tile, h = own_segment(
+        lengths_ptr, start_ptr, tokens, chunks, segments, H, G, P, W, Q
+    )
     t = tl.arange(0, Q)
-    gate_row = (row * H + head).to(tl.int64) * (chunks * Q)
-    tile = tl.arange(0, W)[:, None] * P + tl.arange(0, P)[None, :]
-    h = tl.zeros([W, P], dtype=tl.float32)
-    if start_ptr is not None:
-        own = ((row * segments + segment) * H + head).to(tl.int64)
-        h = tl.load(start_ptr + own * (W * P) + tile)
     stop = tl.minimum((segment + 1) * span, tl.cdiv(end, Q))
     for chunk in tl.range(segment * span, stop, num_stages=STAGES):
         first = row.to(tl.int64) * tokens + chunk * Q
@@ -115,7 +141,7 @@ def walk_kernel(
         b = read(b_ptr, first, group * W, t, room, G * W, W, TILED)
         c = read(c_ptr, first, group * W, t, room, G * W, W, TILED)
         x = read(x_ptr, first, head * P, t, room, row_x, P, TILED)
-        gate = gate_row + chunk * Q
+        gate = gates + chunk * Q
         y, h = advance_head(h, b, c, x, decay_ptr + gate, weight_ptr + gate, t, Q, PRECISION)
         if TILED:
             y_ptr.store([first.to(tl.int32), head * P], y.to(x.dtype))
@@ -127,31 +153,23 @@ def walk_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "chunks", "segments", "span"])
 def states_kernel(
-    key_ptr, value_ptr, decay_ptr, weight_ptr, lengths_ptr, start_ptr, kept_ptr, end_ptr, lost_ptr,
+    key_ptr, rest_ptr, value_ptr, decay_ptr, weight_ptr, lengths_ptr, start_ptr,
+    kept_ptr, end_ptr, lost_ptr,
     row_value, tokens, chunks, segments, span,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, W: tl.constexpr, Q: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr, TILED: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr, TILED: tl.constexpr, ROUNDED: tl.constexpr,
 ):  # fmt: skip
     """States along a segment, without outputs, from start [B, S, H, W, P] (None = zeros).
 
-    key, value: B and x (TILED: see ``read``). kept [B, K + 1, H, W, P] (or None): the state before
-    each chunk that has tokens of the row, and behind the last; end [B, S, H, W, P]: behind the
-    segment, lost [B, S, H]: its log2 decay.
+    key, value: B and x (TILED: see ``read``); rest, where not ROUNDED: see
+    ``add_outer_unrounded``. kept [B, K + 1, H, W, P] (or None): the state before each chunk that
+    has tokens of the row, and behind the last; end [B, S, H, W, P]: behind the segment, lost
+    [B, S, H]: its log2 decay.
     """
-    head = tl.program_id(0) % H
-    segment = (tl.program_id(0) // H) % segments
-    row = tl.program_id(0) // (H * segments)
-    group = head // (H // G)
-    end = row_end(lengths_ptr, row, tokens)
-    w = tl.arange(0, W)
-    p = tl.arange(0, P)
+    head, group, segment, row, end, gates, own, tile, h = own_segment(
+        lengths_ptr, start_ptr, tokens, chunks, segments, H, G, P, W, Q
+    )
     t = tl.arange(0, Q)
-    gate_row = (row * H + head).to(tl.int64) * (chunks * Q)
-    tile = w[:, None] * P + p[None, :]
-    own = ((row * segments + segment) * H + head).to(tl.int64)
-    h = tl.zeros([W, P], dtype=tl.float32)
-    if start_ptr is not None:
-        h = tl.load(start_ptr + own * (W * P) + tile)
     lost = 0.0
     ended = tl.cdiv(end, Q)
     stop = tl.minimum(segment * span + span, ended)
@@ -165,10 +183,17 @@ def states_kernel(
         room = end - chunk * Q
         key = read(key_ptr, first, group * W, t, room, G * W, W, TILED)
         value = read(value_ptr, first, head * P, t, room, row_value, P, TILED)
-        gate = gate_row + chunk * Q
+        gate = gates + chunk * Q
         total = tl.load(decay_ptr + gate + Q - 1)
         left = shrunk(total - tl.load(weight_ptr + gate + t))
-        h = add_outer(h * shrunk(total), key, value, left, PRECISION)
+        h *= shrunk(total)
+        if ROUNDED:
+            h = add_outer(h, key, value, left, PRECISION)
+        else:
+            rest = None
+            if rest_ptr is not None:
+                rest = read(rest_ptr, first, group * W, t, room, G * W, W, TILED)
+            h = add_outer_unrounded(h, key, rest, value, left, PRECISION)
         lost += total.to(tl.float32)
     if kept_ptr is not None:
         if stop == ended:

@@ -5,7 +5,9 @@ import triton.language as tl
 
 from kssm.ops.matrix_scan.kernel_chunks import (
     add_outer,
+    add_outer_unrounded,
     kept_between,
+    own_segment,
     row_end,
     shrunk,
     store_tile,
@@ -14,13 +16,17 @@ from kssm.ops.matrix_scan.kernel_chunks import (
 
 
 @triton.jit
-def weigh_state(h, state_ptr, dend_ptr, flow_ptr, at, behind, P: tl.constexpr, W: tl.constexpr):
-    """Stores what decay and turn of the state behind a chunk change, by its adjoint h [W, P]."""
+def weigh_states(
+    h, state_ptr, total, carried_ptr, flow_ptr, at, before, behind,
+    P: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """Stores what the decay of the state before a chunk and the turn of the state behind it
+    change, by the latter's adjoint h [W, P]."""
     half: tl.constexpr = W // 2
     w = tl.arange(0, W)
     p = tl.arange(0, P)
-    state = tl.load(state_ptr + behind * (W * P) + w[:, None] * P + p[None, :]).to(tl.float32)
-    tl.store(dend_ptr + at, tl.sum(tl.sum(h * state, axis=1), axis=0))
+    state = tl.load(state_ptr + before * (W * P) + w[:, None] * P + p[None, :]).to(tl.float32)
+    tl.store(carried_ptr + at, tl.sum(tl.sum(h * state, axis=1), axis=0) * shrunk(total))
     if flow_ptr is not None:
         mirrored = tl.where(w < half, w + half, w - half)[:, None] * P + p[None, :]
         state = tl.load(state_ptr + behind * (W * P) + mirrored).to(tl.float32)
@@ -30,32 +36,23 @@ def weigh_state(h, state_ptr, dend_ptr, flow_ptr, at, behind, P: tl.constexpr, W
 
 @triton.jit(do_not_specialize=["tokens", "chunks", "segments", "span"])
 def adjoints_kernel(
-    key_ptr, value_ptr, decay_ptr, lengths_ptr, start_ptr, state_ptr, kept_ptr, dend_ptr, flow_ptr,
-    end_ptr, lost_ptr,
+    key_ptr, rest_ptr, value_ptr, decay_ptr, lengths_ptr, start_ptr, state_ptr,
+    kept_ptr, carried_ptr, flow_ptr, end_ptr, lost_ptr,
     row_value, tokens, chunks, segments, span,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, W: tl.constexpr, Q: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr, ROUNDED: tl.constexpr,
 ):  # fmt: skip
     """As ``states_kernel`` for the states' adjoints, from the row's end; key, value: C and dy.
 
     kept [B, K, H, W, P] (or None): the adjoint behind each chunk, and with it, from the states
-    [B, K + 1, H, W, P], dend [B, K, H]: the gradient of the chunk's whole log decay by its last
-    state, flow [B, K, H, W] (or None): that of turning this state, in two halves to be added.
+    [B, K + 1, H, W, P], carried [B, K, H]: the gradient of the chunk's whole log decay by what it
+    leaves of the state before, flow [B, K, H, W] (or None): that of turning the state behind, in
+    two halves to be added.
     """
-    head = tl.program_id(0) % H
-    segment = (tl.program_id(0) // H) % segments
-    row = tl.program_id(0) // (H * segments)
-    group = head // (H // G)
-    end = row_end(lengths_ptr, row, tokens)
-    w = tl.arange(0, W)
-    p = tl.arange(0, P)
-    t = tl.arange(0, Q)
-    gate_row = (row * H + head).to(tl.int64) * (chunks * Q)
-    tile = w[:, None] * P + p[None, :]
-    own = ((row * segments + segment) * H + head).to(tl.int64)
-    h = tl.zeros([W, P], dtype=tl.float32)
-    if start_ptr is not None:
-        h = tl.load(start_ptr + own * (W * P) + tile)
+    head, group, segment, row, end, gates, own, tile, h = own_segment(
+        lengths_ptr, start_ptr, tokens, chunks, segments, H, G, P, W, Q
+    )
+    w, p, t = tl.arange(0, W), tl.arange(0, P), tl.arange(0, Q)
     lost = 0.0
     begin = segment * span
     stop = tl.minimum(begin + span, tl.cdiv(end, Q))
@@ -63,18 +60,26 @@ def adjoints_kernel(
         stop = tl.where(segment == 0, 0, stop)
     for step in tl.range(begin, stop, num_stages=STAGES):
         chunk = begin + stop - 1 - step
+        gate = gates + chunk * Q
+        total = tl.load(decay_ptr + gate + Q - 1)
         if kept_ptr is not None:
             at = ((row * chunks + chunk) * H + head).to(tl.int64)
             tl.store(kept_ptr + at * (W * P) + tile, h.to(kept_ptr.dtype.element_ty))
-            weigh_state(h, state_ptr, dend_ptr, flow_ptr, at, at + (row + 1) * H, P, W)
+            before = at + row * H
+            weigh_states(h, state_ptr, total, carried_ptr, flow_ptr, at, before, before + H, P, W)
         first = row.to(tl.int64) * tokens + chunk * Q
         room = end - chunk * Q
         key = token_tile(key_ptr + group * W, first, t, room, G * W, w)
         value = token_tile(value_ptr + head * P, first, t, room, row_value, p)
-        gate = gate_row + chunk * Q
-        total = tl.load(decay_ptr + gate + Q - 1)
         grown = shrunk(tl.load(decay_ptr + gate + t))
-        h = add_outer(h * shrunk(total), key, value, grown, PRECISION)
+        h *= shrunk(total)
+        if ROUNDED:
+            h = add_outer(h, key, value, grown, PRECISION)
+        else:
+            rest = None
+            if rest_ptr is not None:
+                rest = token_tile(rest_ptr + group * W, first, t, room, G * W, w)
+            h = add_outer_unrounded(h, key, rest, value, grown, PRECISION)
         lost += total.to(tl.float32)
     tl.store(end_ptr + own * (W * P) + tile, h)
     tl.store(lost_ptr + own, lost)
@@ -95,44 +100,50 @@ def passing(met, read, pushed, carried, t, Q: tl.constexpr):
 
 @triton.jit
 def head_backward(
-    b, c, x, dy, state, dstate, decay, weight, total, dend, dx_ptr, first, t, room, row_dx,
-    P: tl.constexpr, Q: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    db, dc, b, c, x, dy, state, dstate, decay, weight, total, carried, dx_ptr, first, t, room,
+    row_dx, P: tl.constexpr, Q: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The part of one head in a chunk: dx stored; returns its dB, dC, ddecay and dweight.
+    """The part of one head in a chunk: dx stored; returns db and dc with its part added, its
+    ddecay and its dweight.
 
     ddecay is in the order of ``passing`` where DIRECT.
     The gradient of a token's decay is a sum over all that passes it. As a difference of the sums
-    of what is read and what is written (the cheap way) it cancels where decays are strong.
+    of what is read and what is written (the cheap way) it cancels where decays are strong. Both
+    are made of the same numbers, so that what is rounded before cancels with them.
     """
     kind = x.dtype
-    kept = kept_between(decay, weight, t)
     left = shrunk(total - weight)
-    scores = tl.dot(c, tl.trans(b), input_precision=PRECISION)
-    dx = tl.dot(b, dstate, input_precision=PRECISION) * left[:, None]
-    dx = tl.dot(tl.trans((scores * kept).to(kind)), dy, acc=dx, input_precision=PRECISION)
-    store_tile(dx_ptr, dx, first, t, room, row_dx, tl.arange(0, P))
-
-    asked = tl.dot(dy, tl.trans(x), input_precision=PRECISION) * kept
     read = tl.dot(dy, tl.trans(state), input_precision=PRECISION) * shrunk(decay)[:, None]
+    from_state = tl.sum(read * c.to(tl.float32), axis=1)
+    dc += read
     push = tl.dot(x, tl.trans(dstate), input_precision=PRECISION) * left[:, None]
-    dc = tl.dot(asked.to(kind), b, acc=read, input_precision=PRECISION)
-    db = tl.dot(tl.trans(asked.to(kind)), c, acc=push, input_precision=PRECISION)
-    written = tl.sum(db * b.to(tl.float32), axis=1)
+    pushed = tl.sum(push * b.to(tl.float32), axis=1)
+    db += push
+    kept = kept_between(decay, weight, t)
+    scores = tl.dot(c, tl.trans(b), input_precision=PRECISION)
+    asked = tl.dot(dy, tl.trans(x), input_precision=PRECISION) * kept
+    met = asked * scores
+    asked_by, asked_of = tl.sum(met, axis=1), tl.sum(met, axis=0)
+    inside = (scores * kept).to(kind)
+    asked = asked.to(kind)
+    dc = tl.dot(asked, b, acc=dc, input_precision=PRECISION)
+    db = tl.dot(tl.trans(asked), c, acc=db, input_precision=PRECISION)
+    dx = tl.dot(b, dstate, input_precision=PRECISION) * left[:, None]
+    dx = tl.dot(tl.trans(inside), dy, acc=dx, input_precision=PRECISION)
+    store_tile(dx_ptr, dx, first, t, room, row_dx, tl.arange(0, P))
+    written = pushed + asked_of
     if DIRECT:
-        from_state = tl.sum(read * c.to(tl.float32), axis=1)
-        pushed = tl.sum(push * b.to(tl.float32), axis=1)
-        carried = tl.sum(state.to(tl.float32) * dstate.to(tl.float32)) * shrunk(total)
-        ddecay = passing(asked * scores, from_state, pushed, carried, t, Q)
+        ddecay = passing(met, from_state, pushed, carried, t, Q)
     else:
-        ddecay = tl.sum(dc * c.to(tl.float32), axis=1) - written
-        ddecay = tl.cumsum(ddecay, axis=0, reverse=True) + dend
+        ddecay = from_state + asked_by - written
+        ddecay = tl.cumsum(ddecay, axis=0, reverse=True) + (tl.sum(pushed, axis=0) + carried)
     return db, dc, ddecay, -written
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks"])
 def chunk_backward_kernel(
     x_ptr, dy_ptr, b_ptr, c_ptr, decay_ptr, weight_ptr, lengths_ptr, state_ptr, dstate_ptr,
-    dend_ptr, dx_ptr, db_ptr, dc_ptr, ddecay_ptr, dweight_ptr,
+    carried_ptr, dx_ptr, db_ptr, dc_ptr, ddecay_ptr, dweight_ptr,
     row_x, row_dy, tokens, chunks,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, W: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
@@ -142,7 +153,7 @@ def chunk_backward_kernel(
     B, C and their scores are taken up anew for every head: kept, they would not fit in registers.
 
     state [B, K + 1, H, W, P] before the chunk, dstate [B, K, H, W, P]: the adjoint behind it,
-    dend [B, K, H]: see ``adjoints_kernel``.
+    carried [B, K, H]: see ``adjoints_kernel``.
     db, dc [PARTS, B, T, G, W]. ddecay [B, H, K Q]: of each token's own log decay, dweight: of its
     log gain, negated; both in natural units.
     """
@@ -173,14 +184,12 @@ def chunk_backward_kernel(
         state = tl.load(state_ptr + (own + row * H) * (W * P) + tile)
         dstate = tl.load(dstate_ptr + own * (W * P) + tile)
         gate = (row * H + head).to(tl.int64) * (chunks * Q) + chunk * Q
-        own_db, own_dc, ddecay, dweight = head_backward(
-            b, c, x, dy, state, dstate,
+        db, dc, ddecay, dweight = head_backward(
+            db, dc, b, c, x, dy, state, dstate,
             tl.load(decay_ptr + gate + t), tl.load(weight_ptr + gate + t),
-            tl.load(decay_ptr + gate + Q - 1), tl.load(dend_ptr + own),
+            tl.load(decay_ptr + gate + Q - 1), tl.load(carried_ptr + own),
             dx_ptr + head * P, first, t, room, H * P, P, Q, DIRECT, PRECISION,
         )  # fmt: skip
-        db += own_db
-        dc += own_dc
         own_token = (t + 1) % Q if DIRECT else t
         tl.store(ddecay_ptr + gate + own_token, ddecay)
         tl.store(dweight_ptr + gate + t, dweight)

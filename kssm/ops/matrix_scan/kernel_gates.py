@@ -117,6 +117,28 @@ def pair_speed(
     return tl.where(live[:, None], v, tl.zeros_like(v))
 
 
+@triton.jit
+def head_tokens(
+    alpha_ptr, dt_ptr, token_dt_ptr, lengths_ptr, alpha_bias_ptr, dt_bias_ptr,
+    row_alpha, row_dt, tokens, chunks,
+    H: tl.constexpr, Q: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    """A program's row and chunk, their tokens i, all heads h; ``live_tokens``; and alpha and dt
+    with their biases [Q, HEADS]."""
+    row = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) % chunks
+    i = chunk * Q + tl.arange(0, Q)
+    h = tl.arange(0, HEADS)
+    token, live, factor = live_tokens(token_dt_ptr, lengths_ptr, row, i, tokens)
+    mask = live[:, None] & (h < H)[None, :]
+    alpha = tl.load(alpha_ptr + token[:, None] * row_alpha + h[None, :], mask=mask, other=0.0)
+    dt = tl.load(dt_ptr + token[:, None] * row_dt + h[None, :], mask=mask, other=0.0)
+    alpha_bias = tl.load(alpha_bias_ptr + h, mask=h < H, other=0.0)
+    dt_bias = tl.load(dt_bias_ptr + h, mask=h < H, other=0.0)
+    alpha = alpha.to(tl.float32) + alpha_bias[None, :]
+    return row, chunk, i, h, token, live, factor, alpha, dt.to(tl.float32) + dt_bias[None, :]
+
+
 @triton.jit(do_not_specialize=["tokens", "chunks"])
 def gates_kernel(
     alpha_ptr, dt_ptr, omega_ptr, token_dt_ptr, lengths_ptr, alpha_bias_ptr, dt_bias_ptr, rate_ptr,
@@ -128,18 +150,13 @@ def gates_kernel(
     """One chunk. decay [B, H, K Q]: the log2 decay since the chunk's start, the token included;
     weight: that minus the log2 gain (both in fp64 where EXACT); totals [B, G, N, K]: the turns of
     the whole chunk."""
-    row = tl.program_id(0) // chunks
-    chunk = tl.program_id(0) % chunks
-    i = chunk * Q + tl.arange(0, Q)
-    h = tl.arange(0, HEADS)
-    token, live, factor = live_tokens(token_dt_ptr, lengths_ptr, row, i, tokens)
+    row, chunk, i, h, token, live, factor, alpha, dt = head_tokens(
+        alpha_ptr, dt_ptr, token_dt_ptr, lengths_ptr, alpha_bias_ptr, dt_bias_ptr,
+        row_alpha, row_dt, tokens, chunks, H, Q, HEADS,
+    )  # fmt: skip
     mask = live[:, None] & (h < H)[None, :]
-    alpha = tl.load(alpha_ptr + token[:, None] * row_alpha + h[None, :], mask=mask, other=0.0)
-    dt = tl.load(dt_ptr + token[:, None] * row_dt + h[None, :], mask=mask, other=0.0)
-    alpha_bias = tl.load(alpha_bias_ptr + h, mask=h < H, other=0.0)
-    dt_bias = tl.load(dt_bias_ptr + h, mask=h < H, other=0.0)
-    step = softplus(dt.to(tl.float32) + dt_bias[None, :]) * factor[:, None]
-    q = tl.minimum(0.5 * step * softplus(alpha.to(tl.float32) + alpha_bias[None, :]), LIMIT)
+    step = softplus(dt) * factor[:, None]
+    q = tl.minimum(0.5 * step * softplus(alpha), LIMIT)
     root = tl.sqrt(1.0 + q * q)
     decay = -2.0 * LOG2_E * log1p(q + q * (q / (1.0 + root)))
     gain = step / (1.0 + q / root)
@@ -162,16 +179,27 @@ def gates_kernel(
 
 
 @triton.jit
-def rotations(
-    omega_ptr, rate, prefix_ptr, token, row_omega, row, g, chunk, chunks, factor, live, n,
-    G: tl.constexpr, N: tl.constexpr, EXACT: tl.constexpr,
+def group_tokens(
+    omega_ptr, token_dt_ptr, lengths_ptr, rate_ptr, prefix_ptr, row_omega, tokens, chunks,
+    G: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, PAIRS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """v [Q, N] of a chunk's tokens, and cosine and sine of their phases since the row's start."""
+    """A program's group g, chunk and row, all pairs n, their rates, its tokens and their steps'
+    factors; v [Q, N], cosine and sine of the phases since the row's start; masks of what is read
+    and of what is written."""
+    g = tl.program_id(0) % G
+    chunk = (tl.program_id(0) // G) % chunks
+    row = tl.program_id(0) // (G * chunks)
+    i = chunk * Q + tl.arange(0, Q)
+    n = tl.arange(0, PAIRS)
+    token, live, factor = live_tokens(token_dt_ptr, lengths_ptr, row, i, tokens)
+    rate = tl.load(rate_ptr + g * N + n, mask=n < N, other=0.0)
     v = pair_speed(omega_ptr, rate, token, row_omega, g, factor, live, n, N, EXACT)
     place = prefix_ptr + ((row * G + g) * N + n).to(tl.int64) * chunks + chunk - 1
     start = tl.load(place, mask=n < tl.where(chunk > 0, N, 0), other=0)
     cos, sin = cos_sin(start[None, :] + tl.cumsum(turns(v, EXACT), axis=0))
-    return v.to(tl.float32), cos, sin
+    mask = live[:, None] & (n < N)[None, :]
+    within = (i < tokens)[:, None] & (n < N)[None, :]
+    return g, chunk, row, n, rate, token, factor, v.to(tl.float32), cos, sin, mask, within
 
 
 @triton.jit
@@ -195,35 +223,41 @@ def store_pairs(place, re, im, mask, N: tl.constexpr):
     tl.store(place + N, im.to(kind), mask=mask)
 
 
+@triton.jit
+def store_turned(ptr, rest_ptr, at, re, im, mask, N: tl.constexpr):
+    """Stores pairs, and what they lose when rounded where somebody asks for it."""
+    store_pairs(ptr + at, re, im, mask, N)
+    if rest_ptr is not None:
+        kind = ptr.dtype.element_ty
+        re, im = re - re.to(kind).to(tl.float32), im - im.to(kind).to(tl.float32)
+        store_pairs(rest_ptr + at, re, im, mask, N)
+
+
 @triton.jit(do_not_specialize=["tokens", "chunks"])
 def rotate_kernel(
     b_ptr, c_ptr, omega_ptr, token_dt_ptr, lengths_ptr, rate_ptr, prefix_ptr,
-    b_out_ptr, c_out_ptr,
+    b_out_ptr, c_out_ptr, b_rest_ptr, c_rest_ptr,
     row_b, row_c, row_omega, tokens, chunks,
     G: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, PAIRS: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    """One chunk of one group: B and C in the turning frame; zeros behind the row's end."""
-    g = tl.program_id(0) % G
-    chunk = (tl.program_id(0) // G) % chunks
-    row = tl.program_id(0) // (G * chunks)
-    i = chunk * Q + tl.arange(0, Q)
-    n = tl.arange(0, PAIRS)
-    token, live, factor = live_tokens(token_dt_ptr, lengths_ptr, row, i, tokens)
-    rate = tl.load(rate_ptr + g * N + n, mask=n < N, other=0.0)
-    v, cos, sin = rotations(
-        omega_ptr, rate, prefix_ptr, token, row_omega, row, g, chunk, chunks, factor, live, n,
-        G, N, EXACT,
+    """One chunk of one group: B and C in the turning frame; zeros behind the row's end.
+
+    b_rest, c_rest: see ``store_turned``.
+    """
+    g, _, _, n, _, token, _, v, cos, sin, mask, within = group_tokens(
+        omega_ptr, token_dt_ptr, lengths_ptr, rate_ptr, prefix_ptr, row_omega, tokens, chunks,
+        G, N, Q, PAIRS, EXACT,
     )  # fmt: skip
-    mask = live[:, None] & (n < N)[None, :]
     out = token[:, None] * (G * 2 * N) + g * (2 * N) + n[None, :]
-    within = (i < tokens)[:, None] & (n < N)[None, :]
     column = g * (2 * N) + n[None, :]
     re, im = load_pairs(c_ptr + token[:, None] * row_c + column, mask, N)
-    store_pairs(c_out_ptr + out, re * cos - im * sin, re * sin + im * cos, within, N)
+    re, im = re * cos - im * sin, re * sin + im * cos
+    store_turned(c_out_ptr, c_rest_ptr, out, re, im, within, N)
     re, im = load_pairs(b_ptr + token[:, None] * row_b + column, mask, N)
     cos, sin, _ = slowed(cos, sin, v)
-    store_pairs(b_out_ptr + out, re * cos - im * sin, re * sin + im * cos, within, N)
+    re, im = re * cos - im * sin, re * sin + im * cos
+    store_turned(b_out_ptr, b_rest_ptr, out, re, im, within, N)
 
 
 @triton.jit(do_not_specialize=["chunks"])

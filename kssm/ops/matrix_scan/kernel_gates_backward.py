@@ -5,9 +5,9 @@ import triton.language as tl
 
 from kssm.ops.matrix_scan.kernel_gates import (
     LIMIT,
-    live_tokens,
+    group_tokens,
+    head_tokens,
     load_pairs,
-    rotations,
     slowed,
     softplus,
     store_pairs,
@@ -66,22 +66,13 @@ def rotate_backward_kernel(
     flow [B, K, H, 2 N]: what a turn before the chunk's end changes behind it, as two halves to be
     added; drate [B, K, G, N].
     """
-    g = tl.program_id(0) % G
-    chunk = (tl.program_id(0) // G) % chunks
-    row = tl.program_id(0) // (G * chunks)
-    rows = (tl.num_programs(0) // (G * chunks)).to(tl.int64)
-    i = chunk * Q + tl.arange(0, Q)
-    n = tl.arange(0, PAIRS)
-    token, live, factor = live_tokens(token_dt_ptr, lengths_ptr, row, i, tokens)
-    rate = tl.load(rate_ptr + g * N + n, mask=n < N, other=0.0)
-    v, cos, sin = rotations(
-        omega_ptr, rate, prefix_ptr, token, row_omega, row, g, chunk, chunks, factor, live, n,
-        G, N, EXACT,
+    g, chunk, row, n, rate, token, factor, v, cos, sin, mask, within = group_tokens(
+        omega_ptr, token_dt_ptr, lengths_ptr, rate_ptr, prefix_ptr, row_omega, tokens, chunks,
+        G, N, Q, PAIRS, EXACT,
     )  # fmt: skip
-    mask = live[:, None] & (n < N)[None, :]
+    rows = (tl.num_programs(0) // (G * chunks)).to(tl.int64)
     column = g * (2 * N) + n[None, :]
     at = token[:, None] * (G * 2 * N) + column
-    within = (i < tokens)[:, None] & (n < N)[None, :]
     part = rows * tokens * (G * 2 * N)
     re, im = added_parts(dc_turned_ptr + at, part, mask, PARTS, N)
     source = c_ptr + token[:, None] * row_c + column
@@ -114,16 +105,11 @@ def gates_backward_kernel(
 ):  # fmt: skip
     """Gradients of alpha and dt from those of each token's decay and weight [B, H, K Q], in
     natural units; dbias [2, B, K, H]."""
-    row = tl.program_id(0) // chunks
-    chunk = tl.program_id(0) % chunks
-    i = chunk * Q + tl.arange(0, Q)
-    h = tl.arange(0, HEADS)
-    token, live, factor = live_tokens(token_dt_ptr, lengths_ptr, row, i, tokens)
+    row, chunk, i, h, token, live, factor, alpha, dt = head_tokens(
+        alpha_ptr, dt_ptr, token_dt_ptr, lengths_ptr, alpha_bias_ptr, dt_bias_ptr,
+        row_alpha, row_dt, tokens, chunks, H, Q, HEADS,
+    )  # fmt: skip
     mask = live[:, None] & (h < H)[None, :]
-    alpha = tl.load(alpha_ptr + token[:, None] * row_alpha + h[None, :], mask=mask, other=0.0)
-    dt = tl.load(dt_ptr + token[:, None] * row_dt + h[None, :], mask=mask, other=0.0)
-    alpha = alpha.to(tl.float32) + tl.load(alpha_bias_ptr + h, mask=h < H, other=0.0)[None, :]
-    dt = dt.to(tl.float32) + tl.load(dt_bias_ptr + h, mask=h < H, other=0.0)[None, :]
     plain = softplus(dt)
     rate = softplus(alpha)
     step = plain * factor[:, None]
@@ -132,9 +118,8 @@ def gates_backward_kernel(
     u = q * inverse
 
     place = (row * H + h)[None, :].to(tl.int64) * (chunks * Q) + i[:, None]
-    within = (h < H)[None, :] & live[:, None]
-    dlog = tl.load(ddecay_ptr + place, mask=within, other=0.0)
-    dweight = tl.load(dweight_ptr + place, mask=within, other=0.0)
+    dlog = tl.load(ddecay_ptr + place, mask=mask, other=0.0)
+    dweight = tl.load(dweight_ptr + place, mask=mask, other=0.0)
     dq = -2.0 * inverse * dlog
     dq += dweight * (inverse * inverse * inverse / (1.0 + u))
     dalpha = tl.where(mask, dq * 0.5 * step * sigmoid(alpha), 0.0)

@@ -14,6 +14,7 @@ from kssm.ops.matrix_scan.kernel_launch import (
     evenly_spaced,
     output,
     segment_ends,
+    segment_starts,
     walk_states,
 )
 from kssm.ops.matrix_scan.kernel_plan import head_parts
@@ -56,7 +57,7 @@ def backward(
     ddecay, dweight = (torch.empty_like(scan.decay, **fp32) for _ in range(2))
     chunk_backward_kernel[(batch * chunks * groups * parts,)](
         scan.x, dy, scan.b, scan.c, scan.decay, scan.weight, scan.lengths,
-        states, adjoints.kept, adjoints.dend, dx, db, dc, ddecay, dweight,
+        states, adjoints.kept, adjoints.carried, dx, db, dc, ddecay, dweight,
         scan.x.stride(1), dy.stride(1), tokens, chunks,
         PARTS=parts, DIRECT=direct, **scan.sizes, **scan.tuning.back.options,
     )  # fmt: skip
@@ -65,10 +66,12 @@ def backward(
 
 def _states(scan: Chunked, starts: Tensor | None) -> Tensor:
     """States before each chunk and behind the last [B, K + 1, H, W, P], in x's dtype."""
+    if not scan.exact:
+        starts = segment_starts(scan, rounded=False)
     sizes = scan.sizes
     shape = (scan.chunks + 1, sizes["H"], sizes["W"], sizes["P"])
     kept = scan.x.new_empty(scan.x.shape[0], *shape)
-    walk_states(scan, starts, kept, None)
+    walk_states(scan, starts, kept, None, rounded=False)
     return kept
 
 
@@ -76,7 +79,7 @@ class _Adjoints(NamedTuple):
     """What the walk back along the chunks leaves."""
 
     kept: Tensor  # [B, K, H, W, P] behind each chunk, in x's dtype
-    dend: Tensor  # [B, K, H]
+    carried: Tensor  # [B, K, H]
     flow: Tensor | None  # [B, K, H, W]
     initial: Tensor  # [B, H, W, P]
 
@@ -93,11 +96,11 @@ def _adjoints(
     shape = (scan.x.shape[0], scan.chunks, sizes["H"])
     new, fp32 = scan.x.new_empty, {"dtype": torch.float32}
     kept = new(*shape, sizes["W"], sizes["P"])
-    dend = new(shape, **fp32)
+    carried = new(shape, **fp32)
     flow = new(*shape, sizes["W"], **fp32) if turning else None
     ends = segment_ends(scan)
-    _walk_adjoints(scan, dy, behind, states, (kept, dend, flow), ends)
-    return _Adjoints(kept, dend, flow, ends[0][:, 0])
+    _walk_adjoints(scan, dy, behind, states, (kept, carried, flow), ends)
+    return _Adjoints(kept, carried, flow, ends[0][:, 0])
 
 
 def _walk_adjoints(
@@ -112,7 +115,7 @@ def _walk_adjoints(
     segments, span, _ = scan.plan
     grid = (scan.x.shape[0] * segments * scan.x.shape[2],)
     adjoints_kernel[grid](
-        scan.c, dy, scan.decay, scan.lengths, starts, states, *results, *ends,
+        scan.c, scan.c_rest, dy, scan.decay, scan.lengths, starts, states, *results, *ends,
         dy.stride(1), scan.tokens, scan.chunks, segments, span,
-        **scan.sizes, **scan.tuning.states.options,
+        ROUNDED=scan.exact, **scan.sizes, **scan.tuning.states.options,
     )  # fmt: skip

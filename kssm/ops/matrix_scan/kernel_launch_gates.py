@@ -67,10 +67,12 @@ class Turned(NamedTuple):
     decay: Tensor  # [B, H, K Q]
     weight: Tensor
     prefix: Tensor  # [B, G, N, K] int32, units of 2^-32 turns up to each chunk's end
+    b_rest: Tensor | None  # [B, T, G, W] what 16-bit b and c have lost by rounding
+    c_rest: Tensor | None
 
 
-def turn(given: Tokens) -> Turned:
-    """Gates of all tokens, and B and C in the turning frame."""
+def turn(given: Tokens, *, rests: bool) -> Turned:
+    """Gates of all tokens, and B and C in the turning frame; ``rests`` asks for the last two."""
     batch, tokens, heads = given.alpha.shape
     groups, chunks, pairs = given.b.shape[2], given.chunks, given.omega.shape[-1]
     new = given.b.new_empty
@@ -85,12 +87,16 @@ def turn(given: Tokens) -> Turned:
     )  # fmt: skip
     prefix = totals.cumsum(-1, dtype=torch.int32)  # whole turns are lost, as they may be
     b, c = (new(given.b.shape) for _ in range(2))
+    b_rest = c_rest = None
+    if rests and not given.exact:
+        b_rest, c_rest = (new(given.b.shape) for _ in range(2))
     rotate_kernel[(batch * chunks * groups,)](
-        given.b, given.c, given.omega, *given.optional, given.parameters[2], prefix, b, c,
+        given.b, given.c, given.omega, *given.optional, given.parameters[2], prefix,
+        b, c, b_rest, c_rest,
         given.b.stride(1), given.c.stride(1), given.omega.stride(1), tokens, chunks,
         **given.pairs,
     )  # fmt: skip
-    return Turned(b, c, decay, weight, prefix)
+    return Turned(b, c, decay, weight, prefix, b_rest, c_rest)
 
 
 def outer_states(states: Tensor, prefix: Tensor) -> Tensor:
