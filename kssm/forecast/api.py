@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from kssm.device import resolve_device
 from kssm.errors import InvalidInputError
 from kssm.forecast import pretrained
 from kssm.forecast.batch import as_series, batches, consume
@@ -40,14 +41,16 @@ class Forecaster:
 
         Args:
             name_or_path: one of ``pretrained.available()``, or a folder.
-            device: where to compute.
+            device: where to compute: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``.
             weights: ``float32``, ``float16``, ``bfloat16`` or ``int8`` (see ``kssm.quantization``),
                 None = as they are stored.
 
         Raises:
-            KSSMError: ``model_not_found``, ``invalid_checkpoint``, ``invalid_weights``.
+            KSSMError: ``model_not_found``, ``invalid_checkpoint``, ``invalid_weights``,
+                ``invalid_device``.
         """
-        return cls(pretrained.load(name_or_path, device, weights=weights))
+        where = resolve_device(device) if isinstance(device, str) else device
+        return cls(pretrained.load(name_or_path, where, weights=weights))
 
     def predict_quantiles(
         self,
@@ -72,9 +75,12 @@ class Forecaster:
             model has no mean). A series without any observed value gives NaN.
 
         Raises:
-            InvalidInputError: ``empty_series``, ``wrong_shape``, ``non_finite_value``,
-                ``value_out_of_range``, ``invalid_quantiles``, ``invalid_horizon``.
+            InvalidInputError: ``empty_series``, ``wrong_shape``, ``wrong_dtype``,
+                ``non_finite_value``, ``value_out_of_range``, ``invalid_quantiles``,
+                ``invalid_horizon``.
         """
+        if prediction_length < 1:
+            raise InvalidInputError("horizon must be at least 1", code="invalid_horizon")
         levels = check_levels(quantile_levels)
         series = [as_series(values)[-(context_length or 0) :] for values in inputs]
         asked = (*levels, 0.5)
@@ -96,18 +102,23 @@ class Forecaster:
     ) -> pd.DataFrame:
         """Forecast every series of a long-format frame.
 
-        Returns a frame with the id, the future timestamps (spaced like the median of the past
-        ones), ``predictions`` (the median) and a column for each quantile level.
+        Timestamps are dates, ISO 8601 text, or numbers. Returns a frame with the id, the future
+        timestamps (spaced like the median of the past ones; none after a single one),
+        ``predictions`` (the median) and a column for each quantile level. Raises as
+        ``predict_quantiles`` does, and ``column_not_found`` and ``invalid_timestamps``.
         """
         import pandas as pd
 
         missing = {id_column, timestamp_column, target} - set(df.columns)
         if missing:
-            raise InvalidInputError(f"no column named {sorted(missing)}", code="wrong_shape")
-        ordered = df.sort_values([id_column, timestamp_column], kind="stable")
+            raise InvalidInputError(f"no column named {sorted(missing)}", code="column_not_found")
+        if df.empty:
+            raise InvalidInputError("the frame has no rows", code="empty_series")
+        timed = df.assign(**{timestamp_column: _times(df, timestamp_column)})
+        ordered = timed.sort_values([id_column, timestamp_column], kind="stable")
         groups = list(ordered.groupby(id_column, sort=False))
         quantiles, mean = self.predict_quantiles(
-            [group[target].to_numpy(dtype=np.float64) for _, group in groups],
+            [group[target].to_numpy(na_value=np.nan) for _, group in groups],
             prediction_length,
             quantile_levels,
         )
@@ -127,3 +138,18 @@ class Forecaster:
     def stream(self, channels: int = 1) -> Stream:
         """A live stream: push samples, read a forecast after each, at constant cost."""
         return Stream(self.model, channels)
+
+
+def _times(df: pd.DataFrame, name: str) -> pd.Series:
+    """Dates and numbers as they are, ISO 8601 text as dates. Raises ``invalid_timestamps``."""
+    import pandas as pd
+    from pandas.api import types
+
+    column = pd.Series(df[name])
+    if types.is_numeric_dtype(column) or types.is_datetime64_any_dtype(column):
+        return column
+    try:
+        return pd.to_datetime(column, format="ISO8601")
+    except (TypeError, ValueError) as error:
+        message = f"column {name!r} does not hold timestamps: {error}"
+        raise InvalidInputError(message, code="invalid_timestamps") from error

@@ -112,6 +112,14 @@ def test_series_without_names_are_numbered_and_may_have_timestamps() -> None:
     assert body["model"] == "m"
 
 
+@pytest.mark.parametrize("series", [[1.0, 2.0], {"a": 1.0}, ["text"]], ids=str)
+def test_a_number_is_no_series(series: Any) -> None:
+    recorder = Recorder()
+    with recorder.client() as client, pytest.raises(InvalidInputError, match="not a sequence") as e:
+        client.forecast(series, 2)
+    assert (e.value.code, recorder.requests) == ("wrong_shape", [])
+
+
 def test_what_json_does_not_have_is_refused_before_it_is_sent() -> None:
     recorder = Recorder()
     with recorder.client() as client:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from kssm.errors import InvalidInputError
 from kssm.forecast import Forecaster
@@ -64,8 +67,46 @@ def test_data_frames(forecaster: Forecaster) -> None:
     expected, _ = forecaster.predict_quantiles([ragged()[4][:40]], 6, (0.1, 0.5, 0.9))
     mine = out.loc[out["item_id"] == "a", ["0.1", "0.5", "0.9"]].to_numpy()
     assert np.allclose(mine, expected[0], rtol=1e-4, atol=1e-6)
-    with pytest.raises(InvalidInputError):
-        forecaster.predict_df(frames[0].rename(columns={"target": "y"}), 6)
+    text = pd.concat(frames).astype({"timestamp": str})
+    pd.testing.assert_frame_equal(forecaster.predict_df(text, 6), out, check_dtype=False)
+    gaps = frames[0].astype({"target": "Float64"}).assign(timestamp=range(40))
+    gaps.loc[3:5, "target"] = pd.NA
+    some = forecaster.predict_df(gaps, 6)
+    assert list(some["timestamp"]) == [40, 41, 42, 43, 44, 45]
+    assert np.isfinite(some["predictions"]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda df: df.rename(columns={"target": "y"}), "column_not_found"),
+        (lambda df: df.iloc[:0], "empty_series"),
+        (lambda df: df.assign(target="text"), "wrong_dtype"),
+        (lambda df: df.assign(timestamp="no time"), "invalid_timestamps"),
+    ],
+)
+def test_bad_data_frames(
+    forecaster: Forecaster, change: Callable[[pd.DataFrame], pd.DataFrame], code: str
+) -> None:
+    frame = pd.DataFrame({"item_id": "a", "timestamp": range(9), "target": np.arange(9.0)})
+    with pytest.raises(InvalidInputError) as error:
+        forecaster.predict_df(change(frame), 6)
+    assert error.value.code == code
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_a_horizon_is_at_least_one(forecaster: Forecaster, length: int) -> None:
+    with pytest.raises(InvalidInputError) as error:
+        forecaster.predict_quantiles([[1.0, 2.0]], length)
+    assert error.value.code == "invalid_horizon"
+
+
+def test_devices_by_name() -> None:
+    model = Forecaster.from_pretrained("kssm-signal-small", "auto").model
+    assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(InvalidInputError) as error:
+        Forecaster.from_pretrained("kssm-signal-small", "cuda:77")
+    assert error.value.code == "invalid_device"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kssm_client.address import DEFAULT_URL, parse_address
 from kssm_client.backoff import Backoff
-from kssm_client.errors import ReplyLostError
+from kssm_client.errors import InvalidInputError, ReplyLostError
 from kssm_client.http import Http, Json
 from kssm_client.replies import forecast_from_body, info_from_body
 from kssm_client.text import (
@@ -223,6 +223,9 @@ def _numbered(series: Sequence[npt.ArrayLike]) -> list[tuple[str, npt.ArrayLike]
 
 
 def _series(name: str, values: npt.ArrayLike, timestamps: Sequence[Timestamp] | None) -> Json:
+    if np.ndim(values) == 0:
+        message = f"series {name} is not a sequence; a single series is given as [series]"
+        raise InvalidInputError(message, "wrong_shape")
     flat = [row[0] for row in as_rows(as_samples(values, 1))]
     times = None if timestamps is None else as_timestamps(timestamps)
     return {"id": name, "values": flat} | _optional(timestamps=times)
