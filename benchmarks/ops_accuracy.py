@@ -1,4 +1,4 @@
-"""Largest relative error of the element-wise scan against float64, values and gradients.
+"""Largest relative errors of the scans against float64, values and gradients.
 
     python -m benchmarks.ops_accuracy [--save] [--tokens N]
 
@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.report import Row, finish, table
+from benchmarks import ops_accuracy_matrix as matrix
+from benchmarks.report import Row, Value, finish, table
 from kssm.ops.kssm_scan import ScanParameters, kssm_scan
 
 NAMES = ("alpha", "omega", "dt", "x", "b_re", "b_im", *ScanParameters._fields, "initial_state")
@@ -24,7 +25,7 @@ LAYOUTS = {"one row": 1, "three rows": 3, "packed": 5}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare, print a table and the JSON line."""
+    """Compare, print two tables and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--save", action="store_true", help="keep the line in benchmarks/results/")
     parser.add_argument("--tokens", type=int, default=None)
@@ -32,14 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokens = options.tokens or (65_536 if device.type == "cuda" else 1024)
     rows = [errors(name, layout, tokens, 128, device) for layout in LAYOUTS for name in DTYPES]
-    print(
-        table([{k: f"{v:.0e}" if isinstance(v, float) else v for k, v in r.items()} for r in rows])
-    )
-    finish("ops_accuracy", device, rows, save=options.save)
+    states = [
+        matrix_errors(name, layout, tokens, device) for layout in matrix.LAYOUTS for name in DTYPES
+    ]
+    for part in (rows, states):
+        print(table([{k: _short(v) for k, v in row.items()} for row in part]))
+    finish("ops_accuracy", device, rows + states, save=options.save)
+
+
+def _short(value: Value) -> Value:
+    return f"{value:.0e}" if isinstance(value, float) else value
 
 
 def errors(name: str, layout: str, tokens: int, channels: int, device: torch.device) -> Row:
-    """The errors for one dtype, by what they are of; ``tokens`` in all sequences together."""
+    """Of the element-wise scan for one dtype, by result; ``tokens`` in all sequences together."""
     sequences = LAYOUTS[layout]
     offsets, rows, length = None, sequences, tokens
     if layout == "packed":
@@ -49,10 +56,18 @@ def errors(name: str, layout: str, tokens: int, channels: int, device: torch.dev
     inputs = draw(rows, length, sequences, channels, DTYPES[name], device)
     exact = gradients([t.double() for t in inputs], offsets)
     found = gradients(inputs, offsets)
-    row: Row = {"dtype": name, "layout": layout, "tokens": length, "channels": channels}
-    for key, value in exact.items():
-        row[key] = worst(found[key], value)
-    return row
+    row: Row = {"scan": "element-wise", "dtype": name, "layout": layout}
+    row |= {"tokens": length, "channels": channels}
+    return row | {key: worst(found[key], value) for key, value in exact.items()}
+
+
+def matrix_errors(name: str, layout: str, tokens: int, device: torch.device) -> Row:
+    """Of the matrix-state scan, whose longest row has ``tokens``."""
+    problem = matrix.draw(layout, tokens, DTYPES[name], device)
+    exact, found = matrix.gradients(problem.double()), matrix.gradients(problem)
+    row: Row = {"scan": "matrix-state", "dtype": name, "layout": layout, "tokens": tokens}
+    row |= {key: worst(found[key], value) for key, value in exact.items()}
+    return row | {"initial_state": row.get("initial_state")}  # the table's rows have the same keys
 
 
 def split(tokens: int, sequences: int) -> Tensor:
