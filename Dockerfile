@@ -26,6 +26,12 @@ COPY --from=wheel /wheels /wheels
 RUN python -m pip --python /opt/kssm/bin/python install --no-cache-dir --no-index --no-deps /wheels/*.whl
 
 FROM ${BASE}
+# Triton, which a CUDA build of torch brings, compiles its launchers where it runs.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN if [ -z "$TORCH_INDEX" ]; then \
+      apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
+      && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN groupadd --gid 10001 kssm \
  && useradd --uid 10001 --gid kssm --no-create-home --home-dir /tmp --shell /usr/sbin/nologin kssm \
  && install -d -o kssm -g kssm -m 0700 /var/lib/kssm
