@@ -29,8 +29,8 @@ _ROWS = 3
 """Rows of the example that is traced; any number may run."""
 
 
-def export_onnx(model: Exportable, path: str | Path) -> None:
-    """Write one step of ``model`` to ``path``.
+def export_onnx(model: Exportable, path: str | Path) -> Layout:
+    """Write one step of ``model`` to ``path``; the layout of its state there.
 
     Inputs are those of the model's class in ``steps`` and one packed state tensor for each dtype,
     outputs the results and the new states. The first axis of all is the rows, of any number. The
@@ -39,8 +39,11 @@ def export_onnx(model: Exportable, path: str | Path) -> None:
 
     Raises:
         InvalidInputError: code ``export_unavailable`` without the packages of the extra
-            ``export``; ``export_unsupported`` for operations that ONNX lacks (complex numbers).
+            ``export``; ``export_unsupported`` for operations that ONNX lacks (complex numbers);
+            ``cannot_write`` where there is no such folder.
     """
+    if not Path(path).parent.is_dir():
+        raise InvalidInputError(f"{path}: there is no such folder", "cannot_write")
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise InvalidInputError(
@@ -58,6 +61,7 @@ def export_onnx(model: Exportable, path: str | Path) -> None:
     _name_rows(exported.model.graph)
     exported.model.metadata_props.update(_metadata(model, step.layout))
     exported.save(str(path))
+    return step.layout
 
 
 def _convert(step: Step, example: tuple[Tensor, ...], shapes: object) -> Any:

@@ -58,7 +58,7 @@ class _Plan:
 
 @app.command()
 def stream(
-    source: Annotated[str, typer.Argument(help="FILE.csv, FILE.wav, - or psutil:[cpu,memory,…]")],
+    source: Annotated[str, typer.Argument(help="FILE.csv, FILE.wav, -, or psutil:cpu,memory,…")],
     url: Url = DEFAULT_URL,
     column: Columns = None,
     rate: Annotated[float | None, typer.Option(help="Samples a second.")] = None,
