@@ -17,6 +17,7 @@ from kssm.errors import CapacityError, NotFoundError
 from kssm.language.rows import wrong_kind
 from kssm.runtime import Engine
 from service.applying import attach, finish, status, submit
+from service.delivery import Delivery
 from service.errors import draining
 from service.lanes import Started, at_once, failed, in_task
 from service.limits import check_query
@@ -51,6 +52,7 @@ class SessionManager:
         self._engine = engine
         self._store = store
         self._residency = Residency(engine, store, state_key, settings.max_in_flight)
+        self._delivery = Delivery()
         self._sessions = 0
         self._creations: set[asyncio.Task[Status]] = set()
         self._draining = False
@@ -241,7 +243,7 @@ class SessionManager:
         if isinstance(admitted, Reply):
             return at_once(admitted)
         future = submit(self._engine, live, admitted, forecasts=self.vocabulary is None)
-        return Started(asyncio.wrap_future(future), partial(finish, live, admitted))
+        return Started(self._delivery.wrap(future), partial(finish, live, admitted))
 
     async def _create(self, tenant: str, request: SessionCreate) -> Status:
         if request.model not in {None, self.model}:

@@ -70,7 +70,7 @@ class Clock:
         others are the engine's to check.
         """
         if steps is None:
-            return values, None, replace(self, elapsed=0.0)
+            return values, None, replace(self, elapsed=0.0) if self.elapsed else self
         kept, steps, elapsed = thin(steps, self.elapsed)
         if not kept.all():
             check_values(values, values.shape[1])
