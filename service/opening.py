@@ -13,6 +13,7 @@ import numpy as np
 
 from kssm.errors import InvalidInputError
 from kssm.forecast.gaps import tokens_per_sample
+from kssm.language.rows import wrong_kind
 from kssm.runtime import Engine
 from service import samples
 from service.limits import check_channels, check_query
@@ -37,6 +38,8 @@ def parse_request(
     """The session asked for and its prompt. Raises ``InvalidInputError``."""
     if vocabulary is not None:
         return _parse_text(tenant, request, vocabulary)
+    if isinstance(request.prompt, str):
+        raise wrong_kind()
     check_channels(limits, request.channels)
     levels = check_query(limits, request.channels, request.horizon, request.quantiles)
     settings = SessionSettings(request.channels, request.horizon, levels, request.sample_interval)

@@ -23,6 +23,7 @@ Float32 = NDArray[np.float32]
 
 _NUMBERS: Final = frozenset({int, float})
 _SAMPLES: Final = frozenset({int, float, NoneType})
+_YEAR_10000: Final = 253_402_300_800.0
 
 
 def rows(values: object) -> Float64:
@@ -49,12 +50,19 @@ def column(values: object) -> Float64:
 
 
 def timestamps(stamps: object) -> Float64:
-    """Unix seconds of a list of numbers or ISO 8601 strings."""
+    """Unix seconds of a list of numbers or ISO 8601 strings, to the year 9999.
+
+    What lies beyond is no time in seconds, and no later sample could follow it.
+    """
     if type(stamps) is not list or not stamps:
         raise InvalidInputError("timestamps is a list, one a sample", code="invalid_timestamps")
-    if _NUMBERS.issuperset(map(type, stamps)):
-        return np.array(stamps, dtype=np.float64)
-    return np.array([_seconds(stamp) for stamp in stamps], dtype=np.float64)
+    if not _NUMBERS.issuperset(map(type, stamps)):
+        stamps = [_seconds(stamp) for stamp in stamps]
+    seconds = np.array(stamps, dtype=np.float64)
+    if (np.abs(seconds) >= _YEAR_10000).any():
+        message = "a timestamp is beyond the year 9999: numbers are seconds, not milliseconds"
+        raise InvalidInputError(message, code="invalid_timestamps")
+    return seconds
 
 
 def _numbers(flat: list[Any]) -> Float64:

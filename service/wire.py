@@ -86,7 +86,9 @@ def loads(data: bytes | str) -> Any:
     try:
         return orjson.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"not valid JSON: {error}", code="invalid_json") from None
+        nan = "NaN" in data if isinstance(data, str) else b"NaN" in data
+        hint = "; a missing value is null, not NaN" if nan else ""
+        raise InvalidInputError(f"not valid JSON: {error}{hint}", code="invalid_json") from None
 
 
 def dumps(body: object) -> bytes:

@@ -16,7 +16,9 @@ def serve(
         str | None, typer.Option(help="float32, float16, bfloat16 or int8 (default: as stored).")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Folder that keeps the sessions.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="File or folder that keeps the sessions.")
+    ] = None,
 ) -> None:
     """Serve a forecaster or a language model over WebSocket and HTTP.
 

@@ -22,7 +22,7 @@ from service.server import make_server
 from service.settings import Settings
 from tests.end_to_end.live import Live
 from tests.end_to_end.talk import create, read, text_frame
-from tests.language.models import BACKBONES, VOCABULARY, tiny_language_model
+from tests.language.models import BACKBONES, VOCABULARY, tiny_language_model, word_tokenizer
 from tests.runtime.support import wave
 
 PROMPT = [7, 8, 9, 30]
@@ -41,15 +41,6 @@ def serving(folder: Path) -> Generator[Live, None, None]:
     finally:
         server.should_exit = True
         thread.join()
-
-
-def words(folder: Path) -> None:
-    """A ``tokenizer.json`` of the words "w0", "w1", ..."""
-    tokenizers = pytest.importorskip("tokenizers")
-    vocabulary = {f"w{i}": i for i in range(VOCABULARY)}
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    inner.save(str(folder / "tokenizer.json"))
 
 
 def expected(model: LanguageModel, prompt: list[int], count: int, seed: int) -> tuple[int, ...]:
@@ -101,7 +92,7 @@ async def test_every_architecture_forecasts_as_a_stream_and_at_once(
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("model")
     save_hugging_face(tiny_language_model("mamba"), folder, max_shard_bytes=3_000)
-    words(folder)
+    word_tokenizer().save(str(folder / "tokenizer.json"))
     with serving(folder) as found:
         yield found
 

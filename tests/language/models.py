@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from kssm.language import KSSMLMHeadModel, LanguageConfig, LanguageModel
@@ -66,3 +69,12 @@ def tiny_language_model(name: str = "kssm", *, tied: bool = True, seed: int = 0)
 def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     make = torch.Generator().manual_seed(seed)
     return torch.randint(1, VOCABULARY, (rows, length), generator=make)
+
+
+def word_tokenizer() -> Any:
+    """A ``tokenizers.Tokenizer`` whose token i is the word "wi"; skips without the package."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {f"w{i}": i for i in range(VOCABULARY)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return made

@@ -58,6 +58,7 @@ async def test_a_forecast_before_the_first_frame_has_seq_minus_one(manager):
         ({"quantiles": [0.001 * n for n in range(1, 101)]}, "invalid_quantiles"),
         ({"channels": 256, "horizon": 1024}, "invalid_request"),
         ({"prompt": []}, "empty_frame"),
+        ({"prompt": "Once upon a time"}, "wrong_model_kind"),
         ({"prompt": [[1.0, 2.0]]}, "wrong_shape"),
         ({"prompt": [[1e31]]}, "value_out_of_range"),
         ({"prompt": [[1.0]], "timestamps": [1, 2]}, "invalid_timestamps"),

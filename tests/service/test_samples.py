@@ -84,6 +84,17 @@ def test_timestamps_are_seconds_or_iso_8601():
     np.testing.assert_array_equal(samples.timestamps([1, 2.5]), [1.0, 2.5])
 
 
-@pytest.mark.parametrize("stamps", [[], None, "2024", [None], [True], ["soon"], [[1]], ["9" * 40]])
+def test_timestamps_reach_to_the_year_9999():
+    last = samples.timestamps(["9999-12-31T23:59:59Z"])
+    np.testing.assert_array_equal(samples.timestamps([253_402_300_799]), last)
+
+
+@pytest.mark.parametrize(
+    "stamps",
+    [
+        *([], None, "2024", [None], [True], ["soon"], [[1]], ["9" * 40]),
+        *([1.0, 253_402_300_800], [1_767_225_600_000], [-1e300], [0.0, 1e300]),
+    ],
+)
 def test_timestamps_name_what_is_wrong(stamps):
     assert code_of(samples.timestamps, stamps) == "invalid_timestamps"

@@ -15,7 +15,7 @@ from kssm.language.tokenizer import Tokenizer
 from kssm.runtime import Engine, EngineConfig
 from service.core import Service
 from service.settings import Settings
-from tests.language.models import BACKBONES, VOCABULARY, tiny_language_model
+from tests.language.models import BACKBONES, VOCABULARY, tiny_language_model, word_tokenizer
 from tests.service.peer import Peer
 from tests.service.rest import connect, serve
 
@@ -26,13 +26,7 @@ Json = dict[str, Any]
 
 
 def words() -> Tokenizer:
-    """A vocabulary of "w0", "w1", ..."""
-    tokenizers = pytest.importorskip("tokenizers")
-    inner = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0")
-    )
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return Tokenizer(inner)
+    return Tokenizer(word_tokenizer())
 
 
 def rows(name: str = "kssm", tokenizer: Tokenizer | None = None) -> LanguageRows:

@@ -98,6 +98,12 @@ def test_what_is_not_strict_json_is_refused(data):
     assert rejected(wire.parse_text(data)).error.code == "invalid_json"
 
 
+@pytest.mark.parametrize("data", ['{"values": [[NaN]]}', b"[NaN"])
+def test_who_sends_nan_learns_that_null_is_missing(data):
+    assert "a missing value is null" in rejected(wire.parse_text(data)).error.message
+    assert "null" not in rejected(wire.parse_text("{")).error.message
+
+
 @pytest.mark.parametrize("data", ["[]", "5", "null", '"text"'])
 def test_a_message_is_an_object(data):
     assert rejected(wire.parse_text(data)).error.code == "invalid_message"
