@@ -19,6 +19,7 @@ from torch import Tensor
 from kssm.errors import CapacityError, StateError
 from kssm.ops.launch import triton_installed
 from kssm.runtime.contract import Slots, State, StateSpec
+from kssm.runtime.schedule import bucket
 
 if TYPE_CHECKING:
     from kssm.runtime.kernel_rows import Pieces
@@ -66,6 +67,7 @@ class Arena:
         self._taken = np.zeros(1, dtype=np.bool_)
         self._replaced = np.zeros(1, dtype=np.bool_)
         self._pieces: tuple[State, Pieces | None] | None = None
+        self._spare: Tensor | None = None
         self.tensors: State = {name: self._initial[name].clone() for name in spec}
         self.host: State = {name: row.clone() for name, row in (host or {}).items()}
         self.version = 0
@@ -134,15 +136,18 @@ class Arena:
         """A copy of everything at ``slots``, the host's entries included."""
         return self.keep(slots)()
 
-    def keep(self, slots: Slots) -> Callable[[], State]:
-        """``whole`` as of now, to be taken apart into entries by those who need them."""
+    def keep(self, slots: Slots, *, briefly: bool = False) -> Callable[[], State]:
+        """``whole`` as of now, to be taken apart into entries by those who need them.
+
+        ``briefly``: only until rows are kept so again, which saves looking for memory each time.
+        """
         index = torch.from_numpy(slots)
         kept = {name: tensor.index_select(0, index) for name, tensor in self.host.items()}
         pieces = self._packed()
         if pieces is None:
             state = self.gather(slots) | kept
             return lambda: state
-        packed = pieces.pack(self.index(slots))
+        packed = pieces.pack(self.index(slots), self._room(pieces, len(slots)) if briefly else None)
         return lambda: pieces.unpack(packed) | kept
 
     def write(self, slots: Slots, state: State) -> None:
@@ -172,6 +177,13 @@ class Arena:
         if self._device.type == "cuda":  # from pinned memory the host need not wait
             index = index.pin_memory()
         return index.to(self._device, non_blocking=True)
+
+    def _room(self, pieces: Pieces, rows: int) -> Tensor:
+        """Memory for packed rows that is used again and again."""
+        if self._spare is None or self._spare.numel() < rows * pieces.width:
+            self._spare = None  # free first what is to be replaced
+            self._spare = pieces.room(bucket(rows))
+        return self._spare
 
     def _packed(self) -> Pieces | None:
         """How one kernel copies rows of all the device's entries; None where it cannot."""

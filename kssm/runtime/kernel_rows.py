@@ -62,9 +62,17 @@ class Pieces:
         device = next(iter(tensors.values())).device
         return cls(tensors, torch.tensor(lines, device=device), places, width)
 
-    def pack(self, slots: Tensor) -> Tensor:
-        """Copies of the rows ``slots`` [N] of every table, side by side: [N, width] int32."""
-        packed = torch.empty(len(slots), self.width, dtype=torch.int32, device=slots.device)
+    def room(self, rows: int) -> Tensor:
+        """Memory for so many packed rows, one after the other."""
+        return torch.empty(rows * self.width, dtype=torch.int32, device=self.list.device)
+
+    def pack(self, slots: Tensor, room: Tensor | None = None) -> Tensor:
+        """Copies of the rows ``slots`` [N] of every table, side by side: [N, width] int32.
+
+        They lie in ``room``, if there is one, which is large enough.
+        """
+        words = len(slots) * self.width
+        packed = (self.room(len(slots)) if room is None else room)[:words].view(-1, self.width)
         if len(slots):
             gather_kernel[(len(slots) * len(self.list),)](
                 self.list, slots, packed, len(self.list), self.width, BLOCK=_BLOCK, num_warps=4

@@ -29,6 +29,11 @@ def test_rows_of_every_table_are_copied() -> None:
         assert found[name].dtype == table.dtype
         assert torch.equal(found[name], table[slots])
     assert pieces.unpack(pieces.pack(slots[:0]))["wide"].shape == (0, 2, 700)
+    room = pieces.room(8)
+    packed = pieces.pack(slots, room)
+    assert packed.data_ptr() == room.data_ptr()
+    for name, entry in pieces.unpack(packed).items():
+        assert torch.equal(entry, found[name])
 
 
 def test_rows_of_half_words_are_left_to_others() -> None:
