@@ -85,17 +85,18 @@ class NativeModel:
         ``IndexError`` for a slot outside the arena.
         """
         found = self.usable(model) if is_sample_batch(values, slots, dt) else None
-        layout = _layout(found, whole)
-        if found is None or layout is None:
+        if found is None:
+            return None
+        layout = found[1].whole if whole else found[1].single
+        if layout is None:
             return None
         known = self._arena
         if known is None or not known.is_still(found[1], layout, arena):
             known = self._arena = checked(found[1], layout, arena)
         if known is None:
             return None
-        tail = torch.empty_like(values)
-        healthy = torch.empty(len(values), dtype=torch.bool)
-        step_rows(*found, known.pointers, (values, dt, slots, groups, tail, healthy))
+        tail, healthy = known.outputs(values)
+        step_rows(*found, known.pointers, values, dt, slots, groups, tail, healthy)
         return tail, healthy
 
     def rows_together(self, model: SignalForecaster) -> int:

@@ -6,13 +6,14 @@ import ctypes
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kssm.forecast.native.library import ArenaPointers, Library, RowPointers, Samples, Series
+from kssm.forecast.native.library import ArenaPointers, Library, RowPointers, Series, pack_samples
 from kssm.forecast.native.weights import Layout, Weights
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 TILE = 48
 """As in tile.h."""
 
+_DOUBLE, _LONG = torch.float64, torch.int64
 _TOKENS_A_THREAD = 32
 """Tokens that pay for a thread of their own (and for reading the weights once more)."""
 
@@ -29,28 +31,45 @@ def step_rows(
     library: Library,
     weights: Weights,
     arena: RowPointers,
-    tensors: Sequence[Tensor | None],
+    values: Tensor,
+    dt: Tensor | None,
+    slots: Tensor,
+    groups: Tensor | None,
+    tail: Tensor,
+    healthy: Tensor,
 ) -> None:
-    """One sample a row: values, dt, slots, groups, tail and healthy, all [N]; dt may be None.
+    """One sample a row, all tensors [N].
 
     Neighbours of equal groups go on together or not at all (None: each row by itself).
     """
-    values, groups = tensors[0], tensors[3]
-    assert values is not None
     assert weights.address is not None
-    rows, address = len(values), weights.address
+    rows = tail.numel()
+    starts = (
+        values.data_ptr(),
+        0 if dt is None else dt.data_ptr(),
+        slots.data_ptr(),
+        0 if groups is None else groups.data_ptr(),
+        tail.data_ptr(),
+        healthy.data_ptr(),
+    )
     if rows < 2 * _TOKENS_A_THREAD:
-        addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        library.step(weights.sizes, address, arena, Samples(rows, *addresses))
-        return
+        library.step(weights.sizes, weights.address, arena, pack_samples(rows, *starts))
+    else:
+        share_rows(partial(_advance, library, weights, arena, starts), rows, groups)
 
-    def advance(some: range) -> None:
-        starts = [
-            None if tensor is None else tensor.data_ptr() + some.start * tensor.element_size()
-            for tensor in tensors
-        ]
-        library.step(weights.sizes, address, arena, Samples(len(some), *starts))
 
+def _advance(
+    library: Library, weights: Weights, arena: RowPointers, starts: Sequence[int], some: range
+) -> None:
+    """Some of the rows; ``starts``: where each tensor's numbers are, 0 = there is no tensor."""
+    assert weights.address is not None
+    sizes = (8, 8, 8, 8, 8, 1)
+    at = [start and start + some.start * size for start, size in zip(starts, sizes, strict=True)]
+    library.step(weights.sizes, weights.address, arena, pack_samples(len(some), *at))
+
+
+def share_rows(advance: Callable[[range], None], rows: int, groups: Tensor | None) -> None:
+    """Rows in ranges, one a thread, that do not part groups."""
     if groups is None:
         share(advance, torch.arange(rows + 1))
         return
@@ -112,12 +131,12 @@ def share(advance: Callable[[range], None], done: Tensor) -> None:
 
 def is_sample_batch(values: Tensor, slots: Tensor, dt: Tensor | None) -> bool:
     """Whether a step's arguments are what the C code takes: [N] each, on the CPU, of its types."""
-    rows = values.shape
+    shape = values.shape
     return (
-        len(rows) == 1
-        and _fits(values, rows, torch.float64)
-        and _fits(slots, rows, torch.int64)
-        and (dt is None or _fits(dt, rows, torch.float64))
+        len(shape) == 1
+        and _fits(values, shape, _DOUBLE)
+        and _fits(slots, shape, _LONG)
+        and (dt is None or _fits(dt, shape, _DOUBLE))
     )
 
 
@@ -148,11 +167,19 @@ class KnownArena:
         self._ids: list[int] | None = list(map(id, arena.values()))
         self._watched = [weakref.ref(tensor, self._end) for tensor in arena.values()]
         self.pointers = pointers([arena[name] for name, _, _ in layout.entries], layout)
+        self._flags = torch.empty(0, dtype=torch.bool)
 
     def is_still(self, weights: Weights, layout: Layout, arena: State) -> bool:
         """Whether ``arena`` consists of the same tensors."""
         known = weights is self._weights and layout is self._layout
         return known and self._ids == list(map(id, arena.values()))
+
+    def outputs(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory for tail and healthy [N]: ``empty_like`` takes less time than ``empty``."""
+        flags = self._flags
+        if flags.shape != values.shape:
+            flags = self._flags = torch.empty(values.shape, dtype=torch.bool, device="cpu")
+        return torch.empty_like(values), torch.empty_like(flags)
 
     def _end(self, _: object) -> None:
         """Another object may get the identity of one that is gone."""
@@ -182,7 +209,7 @@ def copied(layout: Layout, state: State) -> State | None:
 
 def _fits(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> bool:
     return (
-        tensor.shape == shape and tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()
+        tensor.dtype is dtype and tensor.shape == shape and tensor.is_cpu and tensor.is_contiguous()
     )
 
 

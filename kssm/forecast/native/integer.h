@@ -47,11 +47,10 @@ static void round_row(const float *restrict x, int64_t size, const Rounded *to, 
     to->totals[2 * row + 1] = lows;
 }
 
-/* `panels` panels for `rows` rows, both constant, so that `sum` lives in registers. With each chain
- * `burst` bytes are asked for from `next` on. */
+/* `panels` panels for `rows` rows, both constant, so that `sum` lives in registers. */
 INLINE void integer_tile(const int rows, const int panels, const char *panel, const Matrix *m,
                          const float *units, const Rounded *x, int64_t row, float *y,
-                         int64_t stride, const char *next, int64_t burst) {
+                         int64_t stride, Ahead ahead) {
     int64_t size = panel_bytes(INT8, m->inputs);
     const int8_t *bytes = x->bytes + 2 * row * x->stride;
     const int32_t *totals = x->totals + 2 * row;
@@ -62,7 +61,7 @@ INLINE void integer_tile(const int rows, const int panels, const char *panel, co
         for (int p = 0; p < 2 * panels; p++) sum[v][p] = (whole){0} - 128 * totals[v];
     for (int64_t start = 0; start < m->inputs; start += CHAIN) {
         int64_t end = start + CHAIN < m->inputs ? start + CHAIN : m->inputs;
-        next = ask_for(next, burst);
+        ask(&ahead);
         for (int64_t k = start; k < end; k += 4)
             UNROLL
             for (int p = 0; p < 2 * panels; p++) {
@@ -87,19 +86,21 @@ INLINE void integer_tile(const int rows, const int panels, const char *panel, co
         }
 }
 
-/* Rows go in groups of ROWS / 2, as for weights in floating point (see linear.h). */
-static void integer_product(int64_t rows, const Matrix *m, const Rounded *x, float *y,
-                            int64_t stride) {
+/* Rows go in groups of ROWS / 2, as for weights in floating point (see linear.h). For one or two
+ * the processor itself fetches the next panel in time. */
+static void integer_product(int64_t rows, const Matrix *m, const Rounded *x, const Kept *kept,
+                            float *y, int64_t stride) {
     int64_t size = panel_bytes(INT8, m->inputs), count = padded(m->outputs) / PANEL;
     int64_t group = ROWS / 2, groups = (rows + group - 1) / group;
 #define TILE_OF(R, P) \
-    integer_tile(R, P, m->panels + i * size, m, m->units + i * PANEL, x, row, y + i * PANEL, \
-                 stride, next, rows == 1 ? 0 : burst_of(share, m->inputs))
+    integer_tile(R, P, panel, m, m->units + i * PANEL, x, row, y + i * PANEL, stride, ahead)
     for (int64_t i = 0, wide; i < count; i += wide) {
         wide = rows == 1 && i + ALONE <= count ? ALONE : 1;
         int64_t share = wide * size / groups;
-        const char *next = m->panels + (i + wide) * size;
+        const char *panel = m->panels + i * size, *next = panel + wide * size;
         for (int64_t row = 0; row < rows; row += group, next += share) {
+            Ahead ahead = rows <= 2 ? keeping(kept, panel, wide * size, m->inputs)
+                                    : ahead_of(1, next, share, m->inputs);
             switch (wide > 1 ? 0 : rows - row < group ? rows - row : group) {
                 case 0: TILE_OF(1, ALONE); break;
                 case 1: TILE_OF(1, 1); break;

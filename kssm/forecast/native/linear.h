@@ -13,6 +13,7 @@
 typedef struct {
     Rounded rounded;
     float *panel; /* a panel of 16 bits, widened */
+    Kept kept;
 } Aside;
 
 INLINE vector weight_at(const Format format, const char *panel, int64_t at) {
@@ -21,11 +22,11 @@ INLINE vector weight_at(const Format format, const char *panel, int64_t at) {
     return *(const stored *)((const float *)panel + at);
 }
 
-/* `panels` panels for `rows` rows; constant arguments, so that `sum` lives in registers. With each
- * chain `burst` bytes are asked for from `next` on. If not NULL, `copy` gets the panel in fp32. */
+/* `panels` panels for `rows` rows; constant arguments, so that `sum` lives in registers. If not
+ * NULL, `copy` gets the panel in fp32. */
 INLINE void float_tile(const Format format, const int rows, const int panels, const char *panel,
-                       int64_t inputs, const float *x, float *y, int64_t stride, const char *next,
-                       int64_t burst, float *copy) {
+                       int64_t inputs, const float *x, float *y, int64_t stride, Ahead ahead,
+                       float *copy) {
     int64_t size = panel_bytes(format, inputs);
     vector total[ROWS][8];
     UNROLL
@@ -34,7 +35,7 @@ INLINE void float_tile(const Format format, const int rows, const int panels, co
         for (int p = 0; p < 2 * panels; p++) total[r][p] = (vector){0};
     for (int64_t start = 0; start < inputs; start += CHAIN) {
         int64_t end = start + CHAIN < inputs ? start + CHAIN : inputs;
-        next = ask_for(next, burst);
+        ask(&ahead);
         vector sum[ROWS][8];
         UNROLL
         for (int r = 0; r < rows; r++)
@@ -59,16 +60,11 @@ INLINE void float_tile(const Format format, const int rows, const int panels, co
         for (int p = 0; p < 2 * panels; p++) *(stored *)(y + r * stride + p * LANES) = total[r][p];
 }
 
-/* One row takes as many panels at once as hide the latency of an addition. */
-INLINE int64_t float_rows(const Format format, int64_t rows, const char *panel, int64_t panels,
-                          int64_t inputs, const float *x, float *y, int64_t stride,
-                          const char *next, int64_t burst) {
-    if (rows == 1 && panels >= ALONE) {
-        float_tile(format, 1, ALONE, panel, inputs, x, y, stride, next, burst, NULL);
-        return ALONE;
-    }
+/* One panel for up to ROWS rows. */
+INLINE void float_rows(const Format format, int64_t rows, const char *panel, int64_t inputs,
+                       const float *x, float *y, int64_t stride, Ahead ahead) {
 #define CASE(R) \
-    case R: float_tile(format, R, 1, panel, inputs, x, y, stride, next, burst, NULL); break
+    case R: float_tile(format, R, 1, panel, inputs, x, y, stride, ahead, NULL); break
     switch (rows) {
         CASE(1); CASE(2); CASE(3); CASE(4);
 #if ROWS == 8
@@ -76,27 +72,29 @@ INLINE int64_t float_rows(const Format format, int64_t rows, const char *panel, 
 #endif
     }
 #undef CASE
-    return 1;
 }
 
-/* Up to ROWS rows: every weight is used as it comes, and those after it are asked for. */
-INLINE void few_rows(const Format format, int64_t rows, const Matrix *m, const float *x, float *y,
-                     int64_t stride) {
+/* Up to ROWS rows: every weight is used as it comes. One row takes as many panels at once as hide
+ * the latency of an addition. */
+INLINE void few_rows(const Format format, int64_t rows, const Matrix *m, const Kept *kept,
+                     const float *x, float *y, int64_t stride) {
     int64_t size = panel_bytes(format, m->inputs), count = padded(m->outputs) / PANEL;
-    for (int64_t i = 0; i < count;) {
-        int64_t wide = rows == 1 && i + 4 <= count ? 4 : 1;
-        i += float_rows(format, rows, m->panels + i * size, count - i, m->inputs, x, y + i * PANEL,
-                        stride, m->panels, rows == 1 ? 0 : burst_of(size, m->inputs));
+    for (int64_t i = 0, wide; i < count; i += wide, y += wide * PANEL) {
+        wide = rows == 1 && i + ALONE <= count ? ALONE : 1;
+        const char *panel = m->panels + i * size;
+        Ahead ahead = keeping(kept, panel, wide * size, m->inputs);
+        if (wide == ALONE)
+            float_tile(format, 1, ALONE, panel, m->inputs, x, y, stride, ahead, NULL);
+        else
+            float_rows(format, rows, panel, m->inputs, x, y, stride, ahead);
     }
 }
 
 /* ROWS rows, which leave the panel behind in fp32 for the others. */
 static void first_rows(Format format, const char *panel, int64_t inputs, const float *x, float *y,
-                       int64_t stride, const char *next, int64_t burst, float *copy) {
-    if (format == FLOAT16)
-        float_tile(FLOAT16, ROWS, 1, panel, inputs, x, y, stride, next, burst, copy);
-    else
-        float_tile(BFLOAT16, ROWS, 1, panel, inputs, x, y, stride, next, burst, copy);
+                       int64_t stride, Ahead ahead, float *copy) {
+    if (format == FLOAT16) float_tile(FLOAT16, ROWS, 1, panel, inputs, x, y, stride, ahead, copy);
+    else float_tile(BFLOAT16, ROWS, 1, panel, inputs, x, y, stride, ahead, copy);
 }
 
 /* A panel comes from far away for the first group of rows and from near for the others. So each
@@ -104,20 +102,22 @@ static void first_rows(Format format, const char *panel, int64_t inputs, const f
 static void many_rows(int64_t rows, const Matrix *m, const Aside *aside, const float *x, float *y,
                       int64_t stride) {
     int64_t size = panel_bytes(m->format, m->inputs), groups = (rows + ROWS - 1) / ROWS;
-    int64_t share = size / groups, burst = burst_of(share, m->inputs);
+    int64_t share = size / groups;
     for (int64_t i = 0; i < padded(m->outputs) / PANEL; i++) {
         const char *panel = m->panels + i * size, *next = panel + size;
         float *to = y + i * PANEL;
         int64_t done = 0;
         if (m->format != FLOAT32) {
-            first_rows(m->format, panel, m->inputs, x, to, stride, next, burst, aside->panel);
+            first_rows(m->format, panel, m->inputs, x, to, stride,
+                       ahead_of(2, next, share, m->inputs), aside->panel);
             panel = (const char *)aside->panel;
             done = ROWS;
             next += share;
         }
         for (; done < rows; done += ROWS, next += share)
-            float_rows(FLOAT32, rows - done < ROWS ? rows - done : ROWS, panel, 1, m->inputs,
-                       x + done * stride, to + done * stride, stride, next, burst);
+            float_rows(FLOAT32, rows - done < ROWS ? rows - done : ROWS, panel, m->inputs,
+                       x + done * stride, to + done * stride, stride,
+                       ahead_of(2, next, share, m->inputs));
     }
 }
 
@@ -127,15 +127,15 @@ static void linear(int64_t rows, const Matrix *m, const Aside *aside, const floa
     if (!rows) return;
     if (m->format == INT8) {
         for (int64_t r = 0; r < rows; r++) round_row(x + r * stride, m->inputs, &aside->rounded, r);
-        integer_product(rows, m, &aside->rounded, y, stride);
+        integer_product(rows, m, &aside->rounded, &aside->kept, y, stride);
     } else if (rows > ROWS) {
         many_rows(rows, m, aside, x, y, stride);
     } else if (m->format == FLOAT32) {
-        few_rows(FLOAT32, rows, m, x, y, stride);
+        few_rows(FLOAT32, rows, m, &aside->kept, x, y, stride);
     } else if (m->format == FLOAT16) {
-        few_rows(FLOAT16, rows, m, x, y, stride);
+        few_rows(FLOAT16, rows, m, &aside->kept, x, y, stride);
     } else {
-        few_rows(BFLOAT16, rows, m, x, y, stride);
+        few_rows(BFLOAT16, rows, m, &aside->kept, x, y, stride);
     }
 }
 

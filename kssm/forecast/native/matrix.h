@@ -64,15 +64,42 @@ static void pack(const void *weight, const Matrix *m, char *out) {
     }
 }
 
-/* Bytes to ask for with each chain, so that `share` bytes are asked for in a product. */
-static inline int64_t burst_of(int64_t share, int64_t inputs) {
-    return rounded_up(share * CHAIN / inputs, LINE);
+/* What a product asks for on its way: with each chain `burst` bytes from `next` on, for the cache
+ * of `level`. */
+typedef struct {
+    int level; /* 1 or 2 */
+    const char *next;
+    int64_t burst;
+} Ahead;
+
+/* To ask for `share` bytes in a product of `inputs`. */
+INLINE Ahead ahead_of(const int level, const char *next, int64_t share, int64_t inputs) {
+    return (Ahead){level, next, rounded_up(share * CHAIN / inputs, LINE)};
 }
 
-/* Asks for some bytes, which will be needed soon; returns what follows them. */
-static inline const char *ask_for(const char *next, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(next + i, 0, 2);
-    return next + bytes;
+/* Asks for the next burst. */
+INLINE void ask(Ahead *ahead) {
+    const char *next = ahead->next;
+    for (int64_t i = 0; i < ahead->burst; i += LINE)
+        if (ahead->level == 1) __builtin_prefetch(next + i, 0, 3);
+        else __builtin_prefetch(next + i, 0, 2);
+    ahead->next = next + ahead->burst;
+}
+
+/* The first bytes of packed weights that do not fit into the second-level cache. It would drop each
+ * line just before it is needed again, were these not asked for time and again while the others
+ * pass through. No bytes: the weights fit, or nothing is known of the cache. */
+typedef struct {
+    const char *start;
+    int64_t bytes;
+} Kept;
+
+/* While `size` bytes at `panel` are read, two fifths as many of those that are kept are asked for:
+ * all of them each time that two and a half times as much has passed through. */
+INLINE Ahead keeping(const Kept *kept, const char *panel, int64_t size, int64_t inputs) {
+    if (!kept->bytes) return (Ahead){1, panel, 0};
+    int64_t at = (panel - kept->start) * 2 / 5 % kept->bytes;
+    return ahead_of(1, kept->start + at, size * 2 / 5, inputs);
 }
 
 #endif

@@ -10,6 +10,7 @@ typedef struct {
     int64_t head_hidden, head_horizon;
     int64_t format; /* of all matrices but the embedding's */
     double eps;
+    int64_t kept; /* bytes at the start to be kept near, see matrix.h */
 } Sizes;
 
 enum { HEAD_WIDTH = 10 }; /* numbers a horizon: median, gate, eight increments */

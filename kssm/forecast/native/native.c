@@ -28,7 +28,7 @@ EXPORT int kssm_step(const Sizes *s, char *weights, const Rows *rows, const Samp
     int64_t tokens = samples->count * (1 + rows->copies);
     Workspace space;
     if (tokens > TILE) tokens = TILE;
-    if (!reserve(s, tokens, &space)) return NO_MEMORY;
+    if (!reserve(s, weights, tokens, &space)) return NO_MEMORY;
     float *backup = malloc((size_t)(tokens * backup_size(s)) * sizeof *backup);
     if (backup) step_rows(s, weights, rows, &space, backup, samples);
     free(backup);
@@ -42,7 +42,7 @@ EXPORT int kssm_prefill(const Sizes *s, char *weights, const Rows *rows, int64_t
     for (int64_t row = first; row < last; row++)
         if (row >= rows->parts->rows || series->lengths[row] > series->tokens) return OUTSIDE;
     Workspace space;
-    if (!reserve(s, TILE, &space)) return NO_MEMORY;
+    if (!reserve(s, weights, TILE, &space)) return NO_MEMORY;
     prefill_rows(s, weights, rows, &space, first, last, series);
     free(space.memory);
     return DONE;

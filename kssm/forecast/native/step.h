@@ -28,7 +28,7 @@ typedef struct {
 typedef enum { SAVE, RESTORE } Direction;
 
 static int64_t backup_size(const Sizes *s) {
-    return s->layers * (window_size(s) + 2 * s->d_inner) + forecast_size(s);
+    return s->layers * 3 * s->d_inner + forecast_size(s);
 }
 
 static float *move(Direction direction, float *entry, float *backup, int64_t size) {
@@ -37,12 +37,19 @@ static float *move(Direction direction, float *entry, float *backup, int64_t siz
     return backup + size;
 }
 
+/* Only the token that the step pushes out of the window is saved; the others are moved back. */
+static float *move_window(Direction direction, const Sizes *s, float *window, float *backup) {
+    int64_t inner = s->d_inner, rest = window_size(s) - inner;
+    if (direction == RESTORE) memmove(window + inner, window, (size_t)rest * sizeof *window);
+    return move(direction, window, backup, inner);
+}
+
 /* A row's entries to or from its backup. */
 static void move_row(Direction direction, const Sizes *s, const Arena *arena, int64_t slot,
                      float *backup) {
     int64_t window = window_size(s), state = 2 * s->d_inner, forecast = forecast_size(s);
     for (int64_t i = 0; i < s->layers; i++) {
-        backup = move(direction, arena->windows[i] + slot * window, backup, window);
+        backup = move_window(direction, s, arena->windows[i] + slot * window, backup);
         backup = move(direction, arena->states[i] + slot * state, backup, state);
     }
     move(direction, arena->forecast + slot * forecast, backup, forecast);
@@ -135,8 +142,10 @@ static int64_t tokens_of(const Samples *samples, int64_t i, int64_t each) {
 
 static void step_rows(const Sizes *s, char *weights, const Rows *rows, const Workspace *space,
                       float *backup, const Samples *samples) {
-    Attempt attempt = {.backup = backup};
+    Attempt attempt;
     Tile *tile = &attempt.tile;
+    attempt.backup = backup;
+    tile->count = 0;
     for (int64_t i = 0; i < samples->count; i++) {
         int64_t slot = samples->slots[i];
         if (slot < 0) {

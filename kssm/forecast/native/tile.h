@@ -66,7 +66,7 @@ static int64_t widest(const Sizes *s) {
 }
 
 /* Room for tiles of up to `tokens`; 0 if there is no memory. */
-static int reserve(const Sizes *s, int64_t tokens, Workspace *space) {
+static int reserve(const Sizes *s, const char *weights, int64_t tokens, Workspace *space) {
     Activations *t = &space->activations;
     Rounded *rounded = &t->aside.rounded;
     float **arrays[] = {&t->x, &t->normed, &t->wide, &t->active, &t->low,
@@ -77,6 +77,7 @@ static int reserve(const Sizes *s, int64_t tokens, Workspace *space) {
     float *memory = space->memory = malloc((size_t)(panel + tokens * each) * sizeof *memory);
     if (!memory) return 0;
     t->aside.panel = memory, memory += panel;
+    t->aside.kept = (Kept){weights, s->kept};
     for (int64_t i = 0; i < count; i++, memory += tokens * stride) *arrays[i] = memory;
     rounded->bytes = (int8_t *)memory, memory += tokens * stride / 2;
     rounded->totals = (int32_t *)memory, memory += tokens * 2;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ _FORMATS: Final[tuple[WeightFormat, ...]] = ("float32", "float16", "bfloat16", "
 """In the order of ``Format`` in matrix.h."""
 _MOST_COPIES: Final = 15
 """``MOST_COPIES`` in copies.h."""
+_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 _version = attrgetter("_version")
 
 
@@ -166,8 +168,24 @@ class Weights:
                 tensors.append(named[_unit_of(name)].contiguous())
         packed = torch.zeros(library.packed_size(self.sizes) + _ALIGNMENT, dtype=torch.uint8)
         address = -(-packed.data_ptr() // _ALIGNMENT) * _ALIGNMENT
+        self.sizes.kept = kept_bytes(packed.nbytes, _cache_size())
         library.pack(self.sizes, [tensor.data_ptr() for tensor in tensors], address)
         self._packed, self.address = packed, address
+
+
+def kept_bytes(packed: int, cache: int) -> int:
+    """How much of the packed weights a step of one row keeps in a cache too small for all."""
+    return cache // 6 if packed > cache else 0
+
+
+def _cache_size() -> int:
+    """Bytes of a core's second-level cache; 0 where the system does not say."""
+    try:
+        text = _CACHE.read_text(encoding="ascii").strip()
+    except OSError:
+        return 0
+    number = text.removesuffix("K")
+    return 1024 * int(number) if number.isdecimal() else 0
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int] | None:
