@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from kssm.errors import KSSMError
 from service import schemas
@@ -12,6 +12,12 @@ from service.dependencies import ServiceDep, TenantDep, json_response
 from service.errors import draining
 
 router = APIRouter()
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    """Who opens the server's address in a browser finds the interactive API."""
+    return RedirectResponse("/docs")
 
 
 @router.get("/healthz", summary="The process answers", tags=["health"])

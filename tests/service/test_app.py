@@ -75,6 +75,13 @@ async def test_a_path_is_not_redirected(client):
     assert error(await client.post("/v1/sessions/", json={})) == (404, "not_found")
 
 
+async def test_a_browser_finds_the_interactive_api(client):
+    response = await client.get("/")
+    assert (response.status_code, response.headers["location"]) == (307, "/docs")
+    page = await client.get("/docs")
+    assert (page.status_code, "/openapi.json" in page.text) == (200, True)
+
+
 async def test_unknown_routes_and_methods(client):
     assert error(await client.get("/v1/nothing")) == (404, "not_found")
     wrong = await client.put("/v1/forecast")
