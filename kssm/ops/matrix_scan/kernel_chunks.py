@@ -69,17 +69,30 @@ def add_outer(h, key, value, weight, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def split(exact, KIND: tl.constexpr):
+    """An fp32 number as one of 16 bits and what that one loses."""
+    rounded = exact.to(KIND)
+    return rounded, (exact - rounded.to(tl.float32)).to(KIND)
+
+
+@triton.jit
 def add_outer_unrounded(h, key, rest, value, weight, PRECISION: tl.constexpr):
-    """As ``add_outer`` for 16-bit factors: what the weighed key loses when rounded is added too.
+    """As ``add_outer`` for 16-bit factors: what the weighed one loses when rounded is added too.
     rest: what the key has lost before (None = nothing)."""
-    exact = tl.trans(key).to(tl.float32)
-    if rest is not None:
-        exact += tl.trans(rest).to(tl.float32)
-    exact *= weight[None, :]
-    weighed = exact.to(value.dtype)
-    lost = (exact - weighed.to(tl.float32)).to(value.dtype)
-    h = tl.dot(weighed, value, acc=h, input_precision=PRECISION)
-    return tl.dot(lost, value, acc=h, input_precision=PRECISION)
+    if key.shape[1] > value.shape[1]:
+        weighed, lost = split(value.to(tl.float32) * weight[:, None], value.dtype)
+        h = tl.dot(tl.trans(key), weighed, acc=h, input_precision=PRECISION)
+        h = tl.dot(tl.trans(key), lost, acc=h, input_precision=PRECISION)
+        if rest is not None:
+            h = tl.dot(tl.trans(rest), weighed, acc=h, input_precision=PRECISION)
+    else:
+        exact = tl.trans(key).to(tl.float32)
+        if rest is not None:
+            exact += tl.trans(rest).to(tl.float32)
+        weighed, lost = split(exact * weight[None, :], key.dtype)
+        h = tl.dot(weighed, value, acc=h, input_precision=PRECISION)
+        h = tl.dot(lost, value, acc=h, input_precision=PRECISION)
+    return h
 
 
 @triton.jit
