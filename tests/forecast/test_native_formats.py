@@ -199,6 +199,20 @@ class TestKnownArena:
         self.step(model, arena)
         assert float(old[1, 0]) == count == float(arena["scaler"][1, 0]) == 1.0
 
+    def test_each_step_has_memory_of_its_own_for_its_outputs(self) -> None:
+        model, arena = tiny_forecaster(), tiny_forecaster().initial_state(4)
+        outputs = list[torch.Tensor]()
+        for rows, inference in ((1, True), (3, False), (3, True), (3, False)):
+            with torch.inference_mode(inference):
+                slots = torch.arange(rows) + 1
+                done = model.step_(torch.ones(rows).double(), arena, slots)
+            for output, dtype in zip(done, (torch.float64, torch.bool), strict=True):
+                assert output.shape == (rows,)
+                assert output.dtype is dtype
+                assert output.is_inference() == inference
+            outputs += done
+        assert len({output.data_ptr() for output in outputs}) == len(outputs)
+
     def test_an_unfit_entry_is_seen(self) -> None:
         model, arena = tiny_forecaster(), tiny_forecaster().initial_state(2)
         self.step(model, arena)
