@@ -11,7 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from kssm.audio import pretrained
 from kssm.audio.forecaster import AudioForecaster
+from kssm.device import resolve_device
 from kssm.errors import InvalidInputError
+from kssm.forecast.batch import as_numbers, check_range
 
 Floats = NDArray[np.float64]
 
@@ -38,8 +40,12 @@ class AudioStream:
         *,
         channels: int = 1,
     ) -> AudioStream:
-        """A stream of a shipped checkpoint, or of a folder's; errors as ``pretrained.load``."""
-        return cls(pretrained.load(name_or_path, device), channels)
+        """A stream of a shipped checkpoint, or of a folder's.
+
+        Raises as ``pretrained.load`` does, and ``invalid_device``.
+        """
+        where = resolve_device(device) if isinstance(device, str) else device
+        return cls(pretrained.load(name_or_path, where), channels)
 
     @property
     def sample_rate(self) -> int:
@@ -58,14 +64,14 @@ class AudioStream:
             missing samples and the first one.
 
         Raises:
-            InvalidInputError: ``wrong_shape``, ``non_finite_value``.
+            InvalidInputError: ``wrong_dtype``, ``wrong_shape``, ``non_finite_value``,
+                ``value_out_of_range``; the stream is as it was.
         """
-        block = np.asarray(samples, dtype=np.float64)
+        block = as_numbers(samples)
         rows = block[None] if block.ndim == 1 else block
         if rows.ndim != 2 or rows.shape[0] != self.channels:
             raise InvalidInputError(f"expected [{self.channels}, n] samples", code="wrong_shape")
-        if np.isinf(rows).any():
-            raise InvalidInputError("a sample must be finite or NaN", code="non_finite_value")
+        check_range(rows)
         if rows.shape[1] == 0:
             return np.empty_like(block)
         values = torch.from_numpy(np.ascontiguousarray(rows)).to(self._model.device)

@@ -14,24 +14,34 @@ from kssm.forecast.scaler import MAX_ABSOLUTE
 from kssm.models import State
 
 
+def as_numbers(values: ArrayLike) -> NDArray[np.float64]:
+    """``values`` as float64, whatever their shape; raises ``wrong_dtype``."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"samples must be numbers: {error}", "wrong_dtype") from error
+
+
+def check_range(samples: NDArray[np.float64]) -> None:
+    """Raises ``non_finite_value`` for infinities, ``value_out_of_range``; NaN = missing."""
+    if np.isinf(samples).any():
+        raise InvalidInputError("samples must be finite, or NaN", code="non_finite_value")
+    if (np.abs(samples) > MAX_ABSOLUTE).any():
+        raise InvalidInputError(f"samples must be within ±{MAX_ABSOLUTE:g}", "value_out_of_range")
+
+
 def as_series(values: ArrayLike) -> NDArray[np.float64]:
     """One series as float64 (NaN = missing).
 
     Raises ``wrong_dtype``, ``wrong_shape``, ``empty_series``, ``non_finite_value`` or
     ``value_out_of_range``.
     """
-    try:
-        series = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"a series must hold numbers: {error}", "wrong_dtype") from error
+    series = as_numbers(values)
     if series.ndim != 1:
         raise InvalidInputError("a series must be one-dimensional", code="wrong_shape")
     if series.size == 0:
         raise InvalidInputError("a series must hold at least one sample", code="empty_series")
-    if np.isinf(series).any():
-        raise InvalidInputError("a series must not hold infinities", code="non_finite_value")
-    if (np.abs(series) > MAX_ABSOLUTE).any():
-        raise InvalidInputError(f"samples must be within ±{MAX_ABSOLUTE:g}", "value_out_of_range")
+    check_range(series)
     return series
 
 

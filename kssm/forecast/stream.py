@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kssm.errors import InvalidInputError
 from kssm.forecast.anomaly import Alarm, AnomalyMonitor, score_from_tail
+from kssm.forecast.batch import as_numbers, check_range
 from kssm.forecast.forecaster import SignalForecaster
 from kssm.forecast.gaps import bridge, thin
 
@@ -41,13 +42,13 @@ class Stream:
                 (``gaps``): the others change nothing and have no scores.
 
         Raises:
-            InvalidInputError: ``wrong_shape``, ``non_finite_value``, ``invalid_timestamps``.
+            InvalidInputError: ``wrong_dtype``, ``wrong_shape``, ``non_finite_value``,
+                ``value_out_of_range``, ``invalid_timestamps``; the stream is as it was.
         """
-        sample = np.atleast_1d(np.asarray(values, dtype=np.float64))
+        sample = np.atleast_1d(as_numbers(values))
         if sample.shape != (self.channels,):
             raise InvalidInputError(f"expected {self.channels} values", code="wrong_shape")
-        if np.isinf(sample).any():
-            raise InvalidInputError("a sample must be finite or NaN", code="non_finite_value")
+        check_range(sample)
         if not 0 < dt < float("inf"):
             raise InvalidInputError("dt must be positive and finite", code="invalid_timestamps")
         self.alarm = _no_alarm(self.channels)

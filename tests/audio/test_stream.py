@@ -65,6 +65,8 @@ def test_a_receiver_plays_every_packet() -> None:
         (lambda s: s.push(np.zeros((3, 4))), "wrong_shape"),
         (lambda s: s.push(np.zeros(())), "wrong_shape"),
         (lambda s: s.push([1.0, np.inf]), "non_finite_value"),
+        (lambda s: s.push([1.0, 1e38]), "value_out_of_range"),
+        (lambda s: s.push(["a"]), "wrong_dtype"),
         (lambda s: s.conceal(0), "invalid_horizon"),
         (lambda s: AudioStream(tiny_audio(), 0), "wrong_shape"),
     ],

@@ -132,16 +132,22 @@ def test_series_without_a_value_forecasts_nan(forecaster: Forecaster) -> None:
 
 
 def test_bad_pushes(forecaster: Forecaster) -> None:
-    stream = forecaster.stream(channels=2)
+    stream, twin = forecaster.stream(channels=2), forecaster.stream(channels=2)
+    for samples in ([1.0, 2.0], [1.5, np.nan]):
+        stream.push(samples)
+        twin.push(samples)
     for values, dt, code in (
         ([1.0], 1.0, "wrong_shape"),
         ([1.0, np.inf], 1.0, "non_finite_value"),
+        ([1.0, -1e38], 1.0, "value_out_of_range"),
+        ([1.0, "a"], 1.0, "wrong_dtype"),
         ([1.0, 2.0], 0.0, "invalid_timestamps"),
         ([1.0, 2.0], float("nan"), "invalid_timestamps"),
     ):
         with pytest.raises(InvalidInputError) as error:
-            stream.push(values, dt)
+            stream.push(values, dt)  # pyright: ignore[reportArgumentType]
         assert error.value.code == code
+    assert np.array_equal(stream.forecast(5), twin.forecast(5))
     with pytest.raises(InvalidInputError):
         forecaster.stream(channels=0)
 
