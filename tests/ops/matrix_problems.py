@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kssm.ops.matrix_scan import MatrixParameters, matrix_scan
+from tests.ops.scan_problem import ScanProblem
 
 NAMES = ("x", "b", "c", "alpha", "dt", "omega", "alpha_bias", "dt_bias", "rate", "initial_state")
 Run = Callable[..., tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class MatrixProblem:
+class MatrixProblem(ScanProblem[MatrixParameters]):
     """Arguments of ``matrix_scan`` and the weights of a scalar loss."""
-
-    inputs: Any  # six tensors
-    parameters: MatrixParameters
-    token_dt: Any  # Tensor or None, as the next two
-    initial_state: Any
-    lengths: Any
-    y_weight: Tensor
-    final_weight: Tensor
-
-    def to(self, dtype: torch.dtype, device: str = "cpu") -> MatrixProblem:
-        """The same numbers elsewhere; parameters and state in the compute dtype."""
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-
-        def move(value: Any, kind: torch.dtype) -> Any:
-            return None if value is None else value.detach().to(device, kind)
-
-        return replace(
-            self,
-            inputs=tuple(move(t, dtype) for t in self.inputs),
-            parameters=MatrixParameters(*(move(p, wide) for p in self.parameters)),
-            token_dt=move(self.token_dt, torch.float32),
-            initial_state=move(self.initial_state, wide),
-            lengths=move(self.lengths, torch.int64),
-            y_weight=move(self.y_weight, wide),
-            final_weight=move(self.final_weight, wide),
-        )
 
     def run(self, scan: Run | str) -> tuple[Tensor, Tensor]:
         """y and the last state, from a backend's name or a function like ``matrix_scan``."""
