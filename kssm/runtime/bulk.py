@@ -52,7 +52,7 @@ class Bulk:
     def _prefill(self, work: Sequence[Slice[Append]]) -> Prefilled:
         states = [self._state(job) for job, _, _ in work]
         rows = [
-            (column, job.dt[start:stop])
+            (column, job.steps(start, stop))
             for job, start, stop in work
             for column in job.values[start:stop].T
         ]

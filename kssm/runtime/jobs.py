@@ -129,6 +129,7 @@ class Read(SessionJob):
 class Append(SessionJob):
     """Tokens [tokens, channels] to consume, then a forecast if ``query`` is set.
 
+    ``dt`` [tokens] are their steps, None = 1 each.
     ``said`` is the most extreme that monitors said of its samples so far ([channels, 2], smallest
     probability and largest surprise; None before the first one). ``held`` is, for stepwise work,
     the rows before the job (what a failure restores), and for bulk work the rows so far (what
@@ -136,7 +137,7 @@ class Append(SessionJob):
     """
 
     values: Floats
-    dt: Floats
+    dt: Floats | None
     query: Query | None
     said: Floats | None = None
     held: Held | None = None
@@ -145,6 +146,10 @@ class Append(SessionJob):
     @property
     def tokens(self) -> int:
         return len(self.values)
+
+    def steps(self, start: int, stop: int) -> Floats:
+        """The steps of tokens ``start`` ... ``stop`` - 1."""
+        return np.ones(stop - start) if self.dt is None else self.dt[start:stop]
 
     @property
     def stepwise(self) -> bool:

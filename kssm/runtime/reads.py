@@ -124,7 +124,8 @@ def _results(
 
 def _outcome(job: Asking, quantiles: Floats, anomaly: Floats) -> Outcome:
     """The job's result with numbers of its own, so that it does not hold on to a whole batch's."""
-    query = job.query
-    horizon, levels = (0, ()) if query is None else (query.horizon, query.levels)
-    own = quantiles.transpose(0, 2, 1).copy()
-    return Outcome(job, ForecastResult(own, horizon, levels, anomaly.copy()))
+    query, own = job.query, anomaly.copy()
+    if query is None:
+        return Outcome(job, ForecastResult(quantiles, 0, (), own))
+    by_level = quantiles.transpose(0, 2, 1).copy()
+    return Outcome(job, ForecastResult(by_level, query.horizon, query.levels, own))

@@ -89,7 +89,7 @@ class Requests:
         return Generate(
             session=session,
             values=np.zeros((max_tokens, 1)),
-            dt=np.ones(max_tokens),
+            dt=None,
             query=None,
             rules=rules,
             seed=check_seed(seed),
@@ -162,7 +162,7 @@ class Requests:
                 max_tokens=len(column) + spare,
             )
             spare -= len(values) - len(column)
-            tokens.append((values[:, 0], steps))
+            tokens.append((values[:, 0], np.ones(len(values)) if steps is None else steps))
         return tokens
 
     def _asked(self, horizon: int, levels: Sequence[float]) -> Query:

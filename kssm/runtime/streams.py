@@ -63,7 +63,7 @@ class Streams:
         self._protect(work, layout)
         self._generator.draw(work)
         values = np.concatenate([job.values[start] for job, start, _ in work])
-        dt = layout.spread([job.dt[start] for job, start, _ in work])
+        dt = layout.spread([1.0 if job.dt is None else job.dt[start] for job, start, _ in work])
         stepped = self._executor.step(layout.slots, values, dt, layout.numbers)
         answers = self._reader.launch([*_ending(work), *reads])
         tail, healthy = (self._executor.fetch(pending) for pending in stepped)

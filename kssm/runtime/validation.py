@@ -83,13 +83,11 @@ def check_ids(values: NDArray[Any], dt: NDArray[Any] | None, vocabulary: int) ->
         raise InvalidInputError(message, code="invalid_tokens")
 
 
-def check_dt(dt: NDArray[Any] | None, samples: int) -> Floats:
-    """Time since the previous sample [samples] in sample intervals; None means 1 throughout.
+def check_dt(dt: NDArray[Any], samples: int) -> Floats:
+    """Time since the previous sample [samples] in sample intervals.
 
     InvalidInputError ``invalid_timestamps`` unless all are finite and positive.
     """
-    if dt is None:
-        return np.ones(samples)
     try:
         steps = np.array(dt, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -108,21 +106,24 @@ def to_tokens(
     channels: int,
     max_gap: int,
     max_tokens: int,
-) -> tuple[Floats, Floats]:
+) -> tuple[Floats, Floats | None]:
     """Checked samples with their gaps bridged: (values [tokens, channels], dt [tokens]).
 
+    ``dt`` of None means 1 throughout, and stays so.
     InvalidInputError ``message_too_large`` when they make more than ``max_tokens`` tokens of one
     channel (counted before any memory is taken), else as ``check_values`` and ``check_dt``.
     """
     samples = check_values(values, channels)
-    steps = check_dt(dt, len(samples))
-    tokens = len(samples) if dt is None else int(tokens_per_sample(steps, max_gap).sum())
+    steps = None if dt is None else check_dt(dt, len(samples))
+    tokens = len(samples) if steps is None else int(tokens_per_sample(steps, max_gap).sum())
     if tokens * channels > max_tokens:
         raise InvalidInputError(
             f"{tokens * channels} tokens at once are more than {max_tokens}",
             code="message_too_large",
         )
-    return (samples, steps) if tokens == len(samples) else bridge(samples, steps, max_gap)
+    if steps is None or tokens == len(samples):
+        return samples, steps
+    return bridge(samples, steps, max_gap)
 
 
 def check_channels(channels: int) -> int:

@@ -210,3 +210,33 @@ def test_stats_count(running: Engine) -> None:
     assert stats.forecasts == 2
     assert (stats.pending_tokens, stats.faults, stats.quarantined) == (0, 0, 0)
     assert stats.ticks >= 5
+
+
+def test_a_question_that_is_known_is_still_checked(running: Engine) -> None:
+    key = running.open(1).result()
+    for levels in ((0.5,), [0.5], np.array([0.5])):
+        result = running.append(key, noise(1), horizon=1, levels=levels).result()
+        assert (result.horizon, result.levels) == (1, (0.5,))
+    for horizon in (True, 1.0):
+        assert code_of(running.append(key, noise(1), horizon=horizon)) == "invalid_horizon"
+    for levels in (([0.5],), ({},), "x"):
+        assert code_of(running.forecast(key, 1, levels)) == "invalid_quantiles"  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def test_a_result_does_not_hold_on_to_its_batch(engine: Engine) -> None:
+    opened = [engine.open(2) for _ in range(3)]
+    engine.start()
+    keys = [future.result() for future in opened]
+    engine.close()
+    jobs = [
+        engine._requests.append(engine._sessions[key], noise(1, 2), None, (3, (0.5,)))
+        for key in keys
+    ]
+    engine._worker.accept(jobs)
+    engine._worker.tick()
+    for job in jobs:
+        result = job.future.result()
+        for array in (result.quantiles, result.anomaly):
+            assert array.base is None
+            assert array.flags.c_contiguous

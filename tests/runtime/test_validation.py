@@ -57,8 +57,23 @@ def test_bad_steps(dt: Any) -> None:
     assert refused.value.code == "invalid_timestamps"
 
 
-def test_absent_steps_are_one() -> None:
-    np.testing.assert_array_equal(check_dt(None, 3), np.ones(3))
+def test_absent_steps_stay_absent() -> None:
+    limits = {"channels": 2, "max_gap": 8, "max_tokens": 6}
+    values, steps = to_tokens(np.ones((3, 2)), None, **limits)
+    assert (values.shape, steps) == ((3, 2), None)
+    with pytest.raises(InvalidInputError) as refused:
+        to_tokens(np.ones((4, 2)), None, **limits)
+    assert refused.value.code == "message_too_large"
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, list])
+def test_values_are_a_private_copy(kind: Any) -> None:
+    given = [[1.0, np.nan], [2.0, -2.5]]
+    own = given if kind is list else np.array(given, dtype=kind)
+    checked = check_values(own, 2)
+    own[0][0] = 7.0
+    np.testing.assert_array_equal(checked, [[1.0, np.nan], [2.0, -2.5]])
+    assert check_values(np.full((2, 1), np.nan), 1).shape == (2, 1)
 
 
 @pytest.mark.parametrize("horizon", [0, -1, 101, 2.0, "3", None, True])
