@@ -44,6 +44,15 @@ def read(source, first, start, t, room, stride, WIDTH: tl.constexpr, TILED: tl.c
 
 
 @triton.jit
+def write(target, value, first, start, t, room, stride, WIDTH: tl.constexpr, TILED: tl.constexpr):
+    """As ``store_tile``, for the columns from ``start``; TILED: see ``read``."""
+    if TILED:
+        target.store([first.to(tl.int32), start], value.to(target.dtype))
+    else:
+        store_tile(target + start, value, first, t, room, stride, tl.arange(0, WIDTH))
+
+
+@triton.jit
 def kept_between(decay, weight, t):
     """[Q, Q]: what is left at token i of the input of token j <= i, else 0."""
     log = (decay[:, None] - weight[None, :]).to(tl.float32)
@@ -156,10 +165,7 @@ def walk_kernel(
         x = read(x_ptr, first, head * P, t, room, row_x, P, TILED)
         gate = gates + chunk * Q
         y, h = advance_head(h, b, c, x, decay_ptr + gate, weight_ptr + gate, t, Q, PRECISION)
-        if TILED:
-            y_ptr.store([first.to(tl.int32), head * P], y.to(x.dtype))
-        else:
-            store_tile(y_ptr + head * P, y, first, t, room, H * P, tl.arange(0, P))
+        write(y_ptr, y, first, head * P, t, room, H * P, P, TILED)
     if segment == segments - 1:
         tl.store(final_ptr + (row * H + head).to(tl.int64) * (W * P) + tile, h)
 

@@ -8,10 +8,11 @@ from kssm.ops.matrix_scan.kernel_chunks import (
     add_outer_unrounded,
     kept_between,
     own_segment,
+    read,
     row_end,
     shrunk,
     store_tile,
-    token_tile,
+    write,
 )
 
 
@@ -40,7 +41,7 @@ def adjoints_kernel(
     kept_ptr, carried_ptr, flow_ptr, end_ptr, lost_ptr,
     row_value, tokens, chunks, segments, span,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, W: tl.constexpr, Q: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr, ROUNDED: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr, TILED: tl.constexpr, ROUNDED: tl.constexpr,
 ):  # fmt: skip
     """As ``states_kernel`` for the states' adjoints, from the row's end; key, value: C and dy.
 
@@ -52,7 +53,7 @@ def adjoints_kernel(
     head, group, segment, row, end, gates, own, tile, h = own_segment(
         lengths_ptr, start_ptr, tokens, chunks, segments, H, G, P, W, Q
     )
-    w, p, t = tl.arange(0, W), tl.arange(0, P), tl.arange(0, Q)
+    t = tl.arange(0, Q)
     lost = 0.0
     begin = segment * span
     stop = tl.minimum(begin + span, tl.cdiv(end, Q))
@@ -69,8 +70,8 @@ def adjoints_kernel(
             weigh_states(h, state_ptr, total, carried_ptr, flow_ptr, at, before, before + H, P, W)
         first = row.to(tl.int64) * tokens + chunk * Q
         room = end - chunk * Q
-        key = token_tile(key_ptr + group * W, first, t, room, G * W, w)
-        value = token_tile(value_ptr + head * P, first, t, room, row_value, p)
+        key = read(key_ptr, first, group * W, t, room, G * W, W, TILED)
+        value = read(value_ptr, first, head * P, t, room, row_value, P, TILED)
         grown = shrunk(tl.load(decay_ptr + gate + t))
         h *= shrunk(total)
         if ROUNDED:
@@ -78,7 +79,7 @@ def adjoints_kernel(
         else:
             rest = None
             if rest_ptr is not None:
-                rest = token_tile(rest_ptr + group * W, first, t, room, G * W, w)
+                rest = read(rest_ptr, first, group * W, t, room, G * W, W, TILED)
             h = add_outer_unrounded(h, key, rest, value, grown, PRECISION)
         lost += total.to(tl.float32)
     tl.store(end_ptr + own * (W * P) + tile, h)
@@ -100,11 +101,10 @@ def passing(met, read, pushed, carried, t, Q: tl.constexpr):
 
 @triton.jit
 def head_backward(
-    db, dc, b, c, x, dy, state, dstate, decay, weight, total, carried, dx_ptr, first, t, room,
-    row_dx, P: tl.constexpr, Q: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    db, dc, b, c, x, dy, state, dstate, decay, weight, total, carried, t,
+    Q: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The part of one head in a chunk: dx stored; returns db and dc with its part added, its
-    ddecay and its dweight.
+    """The part of one head in a chunk: db and dc with its part added; its dx, ddecay and dweight.
 
     ddecay is in the order of ``passing`` where DIRECT.
     The gradient of a token's decay is a sum over all that passes it. As a difference of the sums
@@ -113,9 +113,9 @@ def head_backward(
     """
     kind = x.dtype
     left = shrunk(total - weight)
-    read = tl.dot(dy, tl.trans(state), input_precision=PRECISION) * shrunk(decay)[:, None]
-    from_state = tl.sum(read * c.to(tl.float32), axis=1)
-    dc += read
+    recalled = tl.dot(dy, tl.trans(state), input_precision=PRECISION) * shrunk(decay)[:, None]
+    from_state = tl.sum(recalled * c.to(tl.float32), axis=1)
+    dc += recalled
     push = tl.dot(x, tl.trans(dstate), input_precision=PRECISION) * left[:, None]
     pushed = tl.sum(push * b.to(tl.float32), axis=1)
     db += push
@@ -130,14 +130,24 @@ def head_backward(
     db = tl.dot(tl.trans(asked), c, acc=db, input_precision=PRECISION)
     dx = tl.dot(b, dstate, input_precision=PRECISION) * left[:, None]
     dx = tl.dot(tl.trans(inside), dy, acc=dx, input_precision=PRECISION)
-    store_tile(dx_ptr, dx, first, t, room, row_dx, tl.arange(0, P))
     written = pushed + asked_of
     if DIRECT:
         ddecay = passing(met, from_state, pushed, carried, t, Q)
     else:
         ddecay = from_state + asked_by - written
         ddecay = tl.cumsum(ddecay, axis=0, reverse=True) + (tl.sum(pushed, axis=0) + carried)
-    return db, dc, ddecay, -written
+    return db, dc, dx, ddecay, -written
+
+
+@triton.jit
+def read_state(source, own, W: tl.constexpr, P: tl.constexpr, TILED: tl.constexpr):
+    """[W, P]: one of many states; TILED: see ``read``."""
+    if TILED:
+        state = source.load([(own * W).to(tl.int32), 0])
+    else:
+        tile = tl.arange(0, W)[:, None] * P + tl.arange(0, P)[None, :]
+        state = tl.load(source + own * (W * P) + tile)
+    return state
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks"])
@@ -147,6 +157,7 @@ def chunk_backward_kernel(
     row_x, row_dy, tokens, chunks,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, W: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    TILED: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one chunk's tokens, for H / (G PARTS) heads one after another.
 
@@ -164,11 +175,9 @@ def chunk_backward_kernel(
     row = tl.program_id(0) // (PARTS * G * chunks)
     rows = tl.num_programs(0) // (PARTS * G * chunks)
     w = tl.arange(0, W)
-    p = tl.arange(0, P)
     t = tl.arange(0, Q)
     first = row.to(tl.int64) * tokens + chunk * Q
     room = row_end(lengths_ptr, row, tokens) - chunk * Q
-    tile = w[:, None] * P + p[None, :]
     db = tl.zeros([Q, W], dtype=tl.float32)
     dc = tl.zeros([Q, W], dtype=tl.float32)
     begin = group * (H // G) + part * heads
@@ -176,20 +185,21 @@ def chunk_backward_kernel(
     if lengths_ptr is not None:
         stop = tl.where(room > 0, stop, begin)
     for head in tl.range(begin, stop, num_stages=STAGES):
-        b = token_tile(b_ptr + group * W, first, t, room, G * W, w)
-        c = token_tile(c_ptr + group * W, first, t, room, G * W, w)
-        x = token_tile(x_ptr + head * P, first, t, room, row_x, p)
-        dy = token_tile(dy_ptr + head * P, first, t, room, row_dy, p)
+        b = read(b_ptr, first, group * W, t, room, G * W, W, TILED)
+        c = read(c_ptr, first, group * W, t, room, G * W, W, TILED)
+        x = read(x_ptr, first, head * P, t, room, row_x, P, TILED)
+        dy = read(dy_ptr, first, head * P, t, room, row_dy, P, TILED)
         own = ((row * chunks + chunk) * H + head).to(tl.int64)
-        state = tl.load(state_ptr + (own + row * H) * (W * P) + tile)
-        dstate = tl.load(dstate_ptr + own * (W * P) + tile)
+        state = read_state(state_ptr, own + row * H, W, P, TILED)
+        dstate = read_state(dstate_ptr, own, W, P, TILED)
         gate = (row * H + head).to(tl.int64) * (chunks * Q) + chunk * Q
-        db, dc, ddecay, dweight = head_backward(
+        db, dc, dx, ddecay, dweight = head_backward(
             db, dc, b, c, x, dy, state, dstate,
             tl.load(decay_ptr + gate + t), tl.load(weight_ptr + gate + t),
             tl.load(decay_ptr + gate + Q - 1), tl.load(carried_ptr + own),
-            dx_ptr + head * P, first, t, room, H * P, P, Q, DIRECT, PRECISION,
+            t, Q, DIRECT, PRECISION,
         )  # fmt: skip
+        write(dx_ptr, dx, first, head * P, t, room, H * P, P, TILED)
         own_token = (t + 1) % Q if DIRECT else t
         tl.store(ddecay_ptr + gate + own_token, ddecay)
         tl.store(dweight_ptr + gate + t, dweight)

@@ -72,10 +72,8 @@ class Chunked:
         """
         if not (self.tuning.tiles and fetches_tiles(self.x.device)) or self.lengths is not None:
             return False
-        size = self.x.element_size()
-        aligned = self.x.data_ptr() % 16 == 0 and self.x.stride(1) * size % 16 == 0
         whole = self.tokens % self.tuning.chunk == 0
-        return aligned and whole and self.x.shape[0] * self.tokens < 2**31
+        return aligned(self.x) and whole and self.x.shape[0] * self.tokens < 2**31
 
     @property
     def plan(self) -> Plan:
@@ -92,22 +90,37 @@ def forward(scan: Chunked) -> tuple[Tensor, Tensor, Tensor | None]:
     batch, tokens, heads, size = scan.x.shape
     y = output(scan.x, scan.lengths)
     final = scan.x.new_empty(batch, heads, scan.b.shape[3], size, dtype=torch.float32)
-    tiles = (_tiles(scan, t) for t in (scan.x, scan.b, scan.c))
+    tiles = (tiled(scan, t) for t in (scan.x, scan.b, scan.c))
     walk_kernel[(batch * segments * heads,)](
-        *tiles, scan.decay, scan.weight, scan.lengths, starts, _tiles(scan, y), final,
+        *tiles, scan.decay, scan.weight, scan.lengths, starts, tiled(scan, y), final,
         scan.x.stride(1), tokens, scan.chunks, segments, span,
         TILED=scan.tiled, **scan.sizes, **build.options,
     )  # fmt: skip
     return y, final, starts
 
 
-def _tiles(scan: Chunked, tokens: Tensor) -> Any:
+def aligned(tokens: Tensor) -> bool:
+    """Whether [B, T, ...] lies in memory as tiles must."""
+    return tokens.data_ptr() % 16 == 0 and tokens.stride(1) * tokens.element_size() % 16 == 0
+
+
+def tiled(scan: Chunked, tokens: Tensor) -> Any:
     """[B, T, N, width] as tiles of a chunk and ``width``, or as it is."""
-    if not scan.tiled:
-        return tokens
-    descriptor = importlib.import_module("triton.tools.tensor_descriptor").TensorDescriptor
     shape = [tokens.shape[0] * tokens.shape[1], tokens.shape[2] * tokens.shape[3]]
-    return descriptor(tokens, shape, [tokens.stride(1), 1], [scan.tuning.chunk, tokens.shape[3]])
+    return _tiles(scan, tokens, shape, tokens.stride(1), [scan.tuning.chunk, tokens.shape[3]])
+
+
+def tiled_states(scan: Chunked, states: Tensor) -> Any:
+    """[..., W, P] as tiles of one state, or as it is."""
+    shape = [states.numel() // states.shape[-1], states.shape[-1]]
+    return _tiles(scan, states, shape, shape[1], list(states.shape[-2:]))
+
+
+def _tiles(scan: Chunked, tensor: Tensor, shape: list[int], row: int, tile: list[int]) -> Any:
+    if not scan.tiled:
+        return tensor
+    descriptor = importlib.import_module("triton.tools.tensor_descriptor").TensorDescriptor
+    return descriptor(tensor, shape, [row, 1], tile)
 
 
 def segment_starts(scan: Chunked, *, rounded: bool) -> Tensor | None:
@@ -151,11 +164,11 @@ def walk_states(
     rounded: bool,
 ) -> None:
     """See ``states_kernel``; ``rounded`` products of 16-bit factors are quicker."""
-    rest = None if rounded or scan.b_rest is None else _tiles(scan, scan.b_rest)
+    rest = None if rounded or scan.b_rest is None else tiled(scan, scan.b_rest)
     segments, span, _ = scan.plan
     grid = (scan.x.shape[0] * segments * scan.x.shape[2],)
     states_kernel[grid](
-        _tiles(scan, scan.b), rest, _tiles(scan, scan.x), scan.decay, scan.weight, scan.lengths,
+        tiled(scan, scan.b), rest, tiled(scan, scan.x), scan.decay, scan.weight, scan.lengths,
         starts, kept, *(ends or (None, None)),
         scan.x.stride(1), scan.tokens, scan.chunks, segments, span,
         TILED=scan.tiled, ROUNDED=rounded or scan.exact, **scan.sizes, **scan.tuning.states.options,

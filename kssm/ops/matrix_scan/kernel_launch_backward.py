@@ -10,11 +10,14 @@ from torch import Tensor
 from kssm.ops.matrix_scan.kernel_chunks_backward import adjoints_kernel, chunk_backward_kernel
 from kssm.ops.matrix_scan.kernel_launch import (
     Chunked,
+    aligned,
     combined,
     evenly_spaced,
     output,
     segment_ends,
     segment_starts,
+    tiled,
+    tiled_states,
     walk_states,
 )
 from kssm.ops.matrix_scan.kernel_plan import head_parts
@@ -46,6 +49,7 @@ def backward(
     ``turning`` asks for the flow, ``direct`` for decays' gradients that strong decays do not blur.
     """
     dy = evenly_spaced(dy)
+    dy = dy if aligned(dy) else dy.clone(memory_format=torch.contiguous_format)
     states = _states(scan, starts)
     adjoints = _adjoints(scan, dy, dfinal, states, turning)
     batch, tokens, heads, _ = scan.x.shape
@@ -56,10 +60,12 @@ def backward(
     db, dc = (scan.x.new_empty(parts, *scan.b.shape, **fp32) for _ in range(2))
     ddecay, dweight = (torch.empty_like(scan.decay, **fp32) for _ in range(2))
     chunk_backward_kernel[(batch * chunks * groups * parts,)](
-        scan.x, dy, scan.b, scan.c, scan.decay, scan.weight, scan.lengths,
-        states, adjoints.kept, adjoints.carried, dx, db, dc, ddecay, dweight,
+        *(tiled(scan, t) for t in (scan.x, dy, scan.b, scan.c)),
+        scan.decay, scan.weight, scan.lengths,
+        tiled_states(scan, states), tiled_states(scan, adjoints.kept), adjoints.carried,
+        tiled(scan, dx), db, dc, ddecay, dweight,
         scan.x.stride(1), dy.stride(1), tokens, chunks,
-        PARTS=parts, DIRECT=direct, **scan.sizes, **scan.tuning.back.options,
+        PARTS=parts, DIRECT=direct, TILED=scan.tiled, **scan.sizes, **scan.tuning.back.options,
     )  # fmt: skip
     return ChunkGradients(dx, db, dc, ddecay, dweight, adjoints.flow, adjoints.initial)
 
@@ -114,8 +120,10 @@ def _walk_adjoints(
     """See ``adjoints_kernel``."""
     segments, span, _ = scan.plan
     grid = (scan.x.shape[0] * segments * scan.x.shape[2],)
+    rest = None if scan.c_rest is None else tiled(scan, scan.c_rest)
     adjoints_kernel[grid](
-        scan.c, scan.c_rest, dy, scan.decay, scan.lengths, starts, states, *results, *ends,
+        tiled(scan, scan.c), rest, tiled(scan, dy), scan.decay, scan.lengths,
+        starts, states, *results, *ends,
         dy.stride(1), scan.tokens, scan.chunks, segments, span,
-        ROUNDED=scan.exact, **scan.sizes, **scan.tuning.states.options,
+        TILED=scan.tiled, ROUNDED=scan.exact, **scan.sizes, **scan.tuning.states.options,
     )  # fmt: skip
