@@ -128,6 +128,17 @@ def test_forecast_writes_a_file(batch_url: str, csv_file: Path, tmp_path: Path) 
     assert output.read_text(encoding="utf-8").splitlines()[1] == "wind,1,7,0.1,0.5,0.9"
 
 
+def test_a_file_that_cannot_be_written_is_said(
+    batch_url: str, csv_file: Path, tmp_path: Path
+) -> None:
+    target = str(tmp_path / "no" / "x.csv")
+    arguments = ["forecast", str(csv_file), "--horizon", "1", "--url", batch_url]
+    result = RUNNER.invoke(app, [*arguments, "--output", target])
+    assert result.exit_code == 1
+    assert f"cannot write {target}" in result.stderr
+    assert "[cannot_write]" in result.stderr
+
+
 def test_forecast_without_a_server(csv_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     arguments = ["forecast", str(csv_file), "--horizon", "1", "--url", "http://127.0.0.1:9"]

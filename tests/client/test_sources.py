@@ -47,6 +47,13 @@ def test_csv_without_header(tmp_path: Path) -> None:
     assert table.shape == (2, 2)
 
 
+def test_a_blank_line_of_a_single_column_is_a_missing_sample(tmp_path: Path) -> None:
+    _, table = read_csv(write(tmp_path / "x.csv", "a\n1\n\n3\n\n"))
+    np.testing.assert_array_equal(table, [[1], [np.nan], [3]])
+    _, table = read_csv(write(tmp_path / "y.csv", "a,b\n1,2\n\n3,4\n"))
+    np.testing.assert_array_equal(table, [[1, 2], [3, 4]])
+
+
 @pytest.mark.parametrize(
     ("text", "columns", "message"),
     [

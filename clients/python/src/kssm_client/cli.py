@@ -21,7 +21,7 @@ from kssm_client.address import DEFAULT_URL
 from kssm_client.aio import connect
 from kssm_client.core import DEFAULT_WINDOW
 from kssm_client.display import StreamView
-from kssm_client.errors import KSSMClientError
+from kssm_client.errors import KSSMClientError, SourceError
 from kssm_client.rest import RestClient
 from kssm_client.session import AsyncSession
 from kssm_client.sources import Source, open_source, read_csv
@@ -115,8 +115,11 @@ def forecast(
     if output is None:
         _write_csv(sys.stdout, forecasts)
         return
-    with output.open("w", newline="", encoding="utf-8") as target:
-        _write_csv(target, forecasts)
+    try:
+        with output.open("w", newline="", encoding="utf-8") as target:
+            _write_csv(target, forecasts)
+    except OSError as error:
+        _fail(SourceError(f"cannot write {output}: {error}", "cannot_write"))
 
 
 def _levels(text: str) -> tuple[float, ...]:
@@ -130,7 +133,7 @@ def _levels(text: str) -> tuple[float, ...]:
 
 
 def _fail(error: KSSMClientError) -> NoReturn:
-    Console(stderr=True).print(f"error: {error}", style="red", markup=False)
+    Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
     raise typer.Exit(1)
 
 

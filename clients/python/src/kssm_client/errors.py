@@ -59,7 +59,7 @@ class ReplyLostError(KSSMClientError):
 
 
 class SourceError(KSSMClientError):
-    """A local source of samples (file, column, device) cannot be read."""
+    """A local file, column or device cannot be read, or a file not written."""
 
     code = "invalid_source"
 

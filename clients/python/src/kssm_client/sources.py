@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 import sys
@@ -71,7 +72,7 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> tuple[tuple[str, ...], 
     """Names and values [samples, columns] of a CSV file's numeric columns."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+            rows = _rows(file.read())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"cannot read {path}: {error}") from error
     if not rows:
@@ -85,6 +86,13 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> tuple[tuple[str, ...], 
         raise SourceError(f"{path} has no column of numbers")
     table = [[_cell(path, row, index) for index in picked] for row in body]
     return tuple(header[index] for index in picked), np.array(table, dtype=np.float64)
+
+
+def _rows(text: str) -> list[list[str]]:
+    """The lines of a CSV file. A blank one is a missing sample where there is one column."""
+    rows = list(csv.reader(io.StringIO(text.rstrip())))
+    single = bool(rows) and len(rows[0]) == 1
+    return [row or [""] for row in rows if row or single]
 
 
 def _column_index(path: Path, header: Sequence[str], column: str) -> int:
