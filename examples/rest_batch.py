@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from kssm_client import RestClient
+from kssm_client import KSSMClientError, RestClient
 from kssm_client.display import resample, sparkline
 
 URL = "http://127.0.0.1:8000"
@@ -34,4 +34,7 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or [URL]))
+    try:
+        main(*(sys.argv[1:] or [URL]))
+    except KSSMClientError as error:
+        sys.exit(f"error: {error}")

@@ -40,4 +40,7 @@ def main(host: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or [HOST]))
+    try:
+        main(*(sys.argv[1:] or [HOST]))
+    except ConnectionRefusedError as error:
+        sys.exit(f"error: no server there, is `kssm serve` running? {error}")
