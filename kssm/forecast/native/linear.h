@@ -125,6 +125,7 @@ static void many_rows(int64_t rows, const Matrix *m, const Aside *aside, const f
 static void linear(int64_t rows, const Matrix *m, const Aside *aside, const float *x, float *y,
                    int64_t stride) {
     if (!rows) return;
+    if (rows == 1) ask_for_first(m, ALONE);
     if (m->format == INT8) {
         for (int64_t r = 0; r < rows; r++) round_row(x + r * stride, m->inputs, &aside->rounded, r);
         integer_product(rows, m, &aside->rounded, &aside->kept, y, stride);

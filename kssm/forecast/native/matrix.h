@@ -86,6 +86,15 @@ INLINE void ask(Ahead *ahead) {
     ahead->next = next + ahead->burst;
 }
 
+/* Asks for the first lines of the panels that will be read at once: the processor sees that more
+ * is to come only when some of a sequence was asked for. */
+INLINE void ask_for_first(const Matrix *m, int64_t panels) {
+    int64_t size = panel_bytes(m->format, m->inputs);
+    for (int64_t p = 0; p < panels && p * PANEL < m->outputs; p++)
+        for (int64_t i = 0; i < 8 * LINE && i < size; i += LINE)
+            __builtin_prefetch(m->panels + p * size + i, 0, 2);
+}
+
 /* The first bytes of packed weights that do not fit into the second-level cache. It would drop each
  * line just before it is needed again, were these not asked for time and again while the others
  * pass through. No bytes: the weights fit, or nothing is known of the cache. */

@@ -55,10 +55,12 @@ static void move_row(Direction direction, const Sizes *s, const Arena *arena, in
     move(direction, arena->forecast + slot * forecast, backup, forecast);
 }
 
+#define INFINITE 0x7f800000 /* the bits that infinity and NaN have in common */
+
 static int is_healthy(const float *quantiles, int64_t size) {
-    float sum = 0.0f; /* stays 0 unless some number is not finite */
-    for (int64_t i = 0; i < size; i++) sum += quantiles[i] * 0.0f;
-    return sum == 0.0f;
+    int32_t ill = 0;
+    for (int64_t i = 0; i < size; i++) ill |= (to_bits(quantiles[i]) & INFINITE) == INFINITE;
+    return !ill;
 }
 
 static void restore(const Sizes *s, const Arena *arenas, const Attempt *attempt, int64_t r) {
