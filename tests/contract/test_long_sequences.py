@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kssm.models import SequenceModel
-from tests.contract.test_sequence_models import (
+from tests.contract.builders import (
     BUILDERS,
     DEVICES,
     arena_of,
