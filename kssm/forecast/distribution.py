@@ -61,12 +61,6 @@ def between(level: float) -> tuple[int, int | None, float]:
     return (below, below, 0.0) if weight < 1e-9 else (below, below + 1, weight)
 
 
-def cumulative(quantiles: Tensor, x: Tensor) -> Tensor:
-    """Probability [...] below x [...] under quantiles [..., 9] (the PIT value of x)."""
-    beyond, z = _outside(quantiles, x)
-    return torch.where(beyond, 0.5 * normal_tail(-z), _inside(quantiles, x))
-
-
 def tail_probability(quantiles: Tensor, x: Tensor) -> Tensor:
     """Two-sided tail probability [...] of x [...]: small where x was unexpected, at most 1.
 

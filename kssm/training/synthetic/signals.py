@@ -160,8 +160,3 @@ def exponential_filter(x: Tensor, time_constant: Tensor) -> Tensor:
     time = torch.arange(length, device=x.device, dtype=x.dtype)[None]
     kernel = torch.fft.rfft(torch.exp(-time / time_constant), n=2 * length)
     return torch.fft.irfft(torch.fft.rfft(x, n=2 * length) * kernel, n=2 * length)[:, :length]
-
-
-def power_spectrum(x: Tensor) -> Tensor:
-    """Periodogram of the centred rows, ``[rows, length // 2 + 1]``."""
-    return torch.fft.rfft(x - x.mean(1, keepdim=True)).abs().square()

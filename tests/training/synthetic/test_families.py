@@ -20,7 +20,8 @@ from kssm.training.synthetic import (
     trends,
 )
 from kssm.training.synthetic.periods import draw_periods
-from kssm.training.synthetic.signals import power_spectrum, standardise
+from kssm.training.synthetic.signals import standardise
+from tests.training.synthetic.spectrum import power_spectrum
 
 
 def sampler(rows: int = 48, length: int = 600, seed: int = 0, short: bool = False) -> Sampler:

@@ -16,7 +16,7 @@ from kssm.training.synthetic import (
     SyntheticConfig,
     generate,
 )
-from kssm.training.synthetic.signals import power_spectrum
+from tests.training.synthetic.spectrum import power_spectrum
 
 PLAIN = AugmentationConfig(**dict.fromkeys(AugmentationConfig.__dataclass_fields__, 0.0))
 

@@ -7,7 +7,7 @@ import torch
 from kssm.training.synthetic import profiles
 from kssm.training.synthetic.sampler import Sampler
 from kssm.training.synthetic.seasons import plain_cycle, season, weekly_table
-from kssm.training.synthetic.signals import power_spectrum
+from tests.training.synthetic.spectrum import power_spectrum
 
 
 def sampler(rows: int = 64, length: int = 512, seed: int = 0) -> Sampler:
