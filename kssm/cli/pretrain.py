@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    import torch
+
+    from kssm.evaluation.tasks import Task
 
 
 def pretrain(
@@ -39,11 +45,11 @@ def pretrain(
     from kssm.training.config import load_config
     from kssm.training.fabric import make_fabric
     from kssm.training.pretrain import Trainer
-    from kssm.training.record import write_record
-    from kssm.training.scoring import load_tasks, score_run
+    from kssm.training.scoring import load_tasks
 
     console = Console(highlight=False)
     settings = load_config(config)
+    scored = None if tasks is None else load_tasks(tasks)
     run = replace(
         settings.run,
         seconds=seconds or settings.run.seconds,
@@ -63,10 +69,18 @@ def pretrain(
     console.print(f"compiled in {warm:.0f} s")
     complete = trainer.run(console.print)
     trainer.save()
-    if tasks is not None and complete and fabric.is_global_zero:
-        scores = score_run(output, load_tasks(tasks), fabric.device)
-        write_record(output, {"scores": scores})
-        for name, summary in scores.items():
-            mean = summary["geometric_mean"]
-            console.print(f"{name}: MASE {mean['MASE']:.4f} CRPS {mean['CRPS']:.4f}")
+    if scored is not None and complete and fabric.is_global_zero:
+        _score(console, output, scored, fabric.device)
     console.print(f"{'complete' if complete else 'to be continued'}: {output}")
+
+
+def _score(console: Console, output: Path, tasks: Sequence[Task], device: torch.device) -> None:
+    """Score the complete run, and add that to its record."""
+    from kssm.training.record import write_record
+    from kssm.training.scoring import score_run
+
+    scores = score_run(output, tasks, device)
+    write_record(output, {"scores": scores})
+    for name, summary in scores.items():
+        mean = summary["geometric_mean"]
+        console.print(f"{name}: MASE {mean['MASE']:.4f} CRPS {mean['CRPS']:.4f}")

@@ -39,6 +39,19 @@ def call(*arguments: str | Path) -> None:
     assert ended.value.code == 0
 
 
+def test_tasks_that_are_not_there_are_said_before_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    run = tmp_path / "run"
+    arguments = [str(tmp_path / "tiny.toml"), "--output", str(run), "--device", "cpu"]
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", *arguments, "--tasks", str(tmp_path / "none")])
+    assert ended.value.code == 1
+    assert "[invalid_task]" in capsys.readouterr().err
+    assert not run.exists()
+
+
 def test_two_slices_and_the_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     (tmp_path / "tasks").mkdir()
