@@ -151,7 +151,9 @@ class NativeModel:
         if model.training or is_compiling():
             return None
         found = self._found
-        if found is None or not found[1].are_current(model, quick=self._held):
+        if found is None or not (
+            found[1].seem_current() if self._held else found[1].are_current(model)
+        ):
             found = self._found = self._look(model)
         return None if found is None or found[1].address is None else found
 

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from kssm.forecast.native.library import ArenaPointers, Library, RowPointers, Series, pack_samples
+from kssm.forecast.native.library import (
+    ArenaPointers,
+    Library,
+    RowPointers,
+    Series,
+    check,
+    pack_samples,
+)
 from kssm.forecast.native.weights import Layout, Weights
 
 if TYPE_CHECKING:
@@ -53,7 +60,9 @@ def step_rows(
         healthy.data_ptr(),
     )
     if rows < 2 * _TOKENS_A_THREAD:
-        library.step(weights.sizes, weights.address, arena, pack_samples(rows, *starts))
+        code = library.step(weights.sizes, weights.address, arena, pack_samples(rows, *starts))
+        if code:
+            check(code)
     else:
         share_rows(partial(_advance, library, weights, arena, starts), rows, groups)
 
@@ -65,7 +74,7 @@ def _advance(
     assert weights.address is not None
     sizes = (8, 8, 8, 8, 8, 1)
     at = [start and start + some.start * size for start, size in zip(starts, sizes, strict=True)]
-    library.step(weights.sizes, weights.address, arena, pack_samples(len(some), *at))
+    check(library.step(weights.sizes, weights.address, arena, pack_samples(len(some), *at)))
 
 
 def share_rows(advance: Callable[[range], None], rows: int, groups: Tensor | None) -> None:

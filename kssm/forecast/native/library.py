@@ -8,7 +8,7 @@ import logging
 import os
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -122,8 +122,9 @@ class Library:
         self._pack.argtypes = (to(Sizes), pointer, pointer)
         self._pack.restype = count
         common = (to(Sizes), pointer, to(RowPointers))
-        self._step = loaded.kssm_step
-        self._step.argtypes = (*common, ctypes.c_char_p)
+        self.step: Callable[[Sizes, int, RowPointers, bytes], int] = loaded.kssm_step
+        """Advances the rows of samples (``pack_samples``) by one sample each; not 0: ``check``."""
+        loaded.kssm_step.argtypes = (*common, ctypes.c_char_p)
         self._prefill = loaded.kssm_prefill
         self._prefill.argtypes = (*common, count, count, to(Series))
         self._forecast = loaded.kssm_forecast
@@ -140,28 +141,23 @@ class Library:
         """Copy the weights at the addresses ``sources`` into the buffer of zeros at ``packed``."""
         self._pack(sizes, (ctypes.c_void_p * len(sources))(*sources), packed)
 
-    def step(self, sizes: Sizes, packed: int, arena: RowPointers, samples: bytes) -> None:
-        """Advance the rows of ``samples`` (``pack_samples``) by one sample each."""
-        code = self._step(sizes, packed, arena, samples)
-        if code:  # one call less in what is done for every sample
-            _check(code)
-
     def prefill(
         self, sizes: Sizes, packed: int, arena: RowPointers, rows: range, series: Series
     ) -> None:
         """Advance the arena's ``rows`` by all their samples."""
-        _check(self._prefill(sizes, packed, arena, rows.start, rows.stop, series))
+        check(self._prefill(sizes, packed, arena, rows.start, rows.stop, series))
 
     def forecast(self, question: Question, rows: range) -> None:
         """Answer the question for ``rows``."""
-        _check(self._forecast(question, rows.start, rows.stop))
+        check(self._forecast(question, rows.start, rows.stop))
 
     def watch(self, watched: Watched) -> None:
         """Bring anomaly monitors forward."""
         self._watch(watched)
 
 
-def _check(code: int) -> None:
+def check(code: int) -> None:
+    """Raise what a code other than 0 means."""
     if code == 1:
         raise IndexError("a slot is outside the arena")
     if code:

@@ -146,15 +146,20 @@ class Weights:
         """Of the packed copy."""
         return 0 if self._packed is None else self._packed.nbytes
 
-    def are_current(self, model: SignalForecaster, *, quick: bool) -> bool:
+    def seem_current(self) -> bool:
+        """Whether the model was neither loaded nor moved: of its weights one is looked at."""
+        bias = self._home["bias"]
+        try:  # not `_sample`: it is done for every sample, where no call is in the caches
+            return self._bias == (bias.data_ptr(), bias._version)
+        except RuntimeError:
+            return self._bias == (bias.data_ptr(), -1)
+
+    def are_current(self, model: SignalForecaster) -> bool:
         """Whether the model's weights are still the ones that were packed.
 
         Every write to a weight is seen. Of replaced and moved weights only a few are looked at:
         that happens to a whole module at once, and to look at each would cost 5% of a step.
-        If ``quick``, only one is: enough to see that a model was loaded or moved.
         """
-        if quick:
-            return self._bias == _sample(self._home["bias"])
         return self._samples == _samples(model) and self._versions == _versions(self._tensors)
 
     def _pack(self, model: SignalForecaster, matrices: dict[str, Tensor], library: Library) -> None:
