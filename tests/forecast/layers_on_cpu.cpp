@@ -4,12 +4,9 @@
 // Products are computed as the machine does as far as memory goes: a gang's operands are put
 // together from its threads' words, weights are found through descriptors and their swizzle.
 
-#include <immintrin.h>
-
 #include <atomic>
 #include <barrier>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -52,11 +49,21 @@ static float __int_as_float(int bits) {
   return x;
 }
 
-static u32 pack(float low, float high) {
-  return (u32)_cvtss_sh(low, 0) | (u32)_cvtss_sh(high, 0) << 16;
+static u32 half_bits(float value) {
+  _Float16 narrow = value;
+  unsigned short bits;
+  memcpy(&bits, &narrow, sizeof bits);
+  return bits;
 }
 
-static float2 unpack(u32 word) { return {_cvtsh_ss(word & 0xffff), _cvtsh_ss(word >> 16)}; }
+static float half_value(unsigned short bits) {
+  _Float16 narrow;
+  memcpy(&narrow, &bits, sizeof bits);
+  return narrow;
+}
+
+static u32 pack(float low, float high) { return half_bits(low) | half_bits(high) << 16; }
+static float2 unpack(u32 word) { return {half_value(word), half_value(word >> 16)}; }
 static void __syncwarp() { warps[threadIdx.x / 32]->arrive_and_wait(); }
 static void gang_barrier() { gangs[threadIdx.x / 128]->arrive_and_wait(); }
 
@@ -134,7 +141,7 @@ static void multiply(float (&d)[N], const u32 (&a)[4], u64 weights) {
       place ^= (place >> 7 & 7) << 4;
       unsigned short weight;
       memcpy(&weight, memory + place, sizeof weight);
-      d[i] += rows[row + i / 2 % 2 * 8][k] * _cvtsh_ss(weight);
+      d[i] += rows[row + i / 2 % 2 * 8][k] * half_value(weight);
     }
   }
 }
