@@ -204,7 +204,7 @@ def test_lasting_patterns_stay_finite(model: SequenceModel, pattern: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("KSSM_SLOW" not in os.environ, reason="takes minutes: set KSSM_SLOW=1")
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="takes minutes: set LONG_TESTS=1")
 @pytest.mark.timeout(900)
 def test_a_million_samples_stay_finite(build: Callable[[], SequenceModel], device: str) -> None:
     torch.manual_seed(0)

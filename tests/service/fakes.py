@@ -85,7 +85,7 @@ class FakeEngine:
         def job() -> ForecastResult:
             total = self.totals[key]
             samples = check_values(values, len(total))
-            steps = check_dt(dt, len(samples))
+            steps = np.ones(len(samples)) if dt is None else check_dt(dt, len(samples))
             if error is not None and not error.details.get("applied"):
                 raise error
             total += np.nansum(samples * steps[:, None], axis=0)[:, None]

@@ -212,4 +212,5 @@ async def test_request_examples_work(client):
         (f"/v1/sessions/{session}/forecast", schemas.ForecastOptions),
     ):
         for example in _examples(model):
-            assert (await client.post(path, json=example)).is_success
+            answer = await client.post(path, json=example)
+            assert answer.is_success, (path, example, answer.text)
