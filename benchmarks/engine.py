@@ -11,6 +11,7 @@ futures; with ``--forecast`` also a forecast of 24 samples at three levels for e
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import time
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         graph_rows=max(largest, 1) if device.type == "cuda" else 1,
     )
     model = pretrained.load(options.model, device)
+    gc.freeze()  # as ``kssm serve`` does
     with Engine(model, config, device) as engine:
         rows = [
             measured(engine, count, options.channels, options.seconds, options.forecast)

@@ -79,7 +79,7 @@ class Reader:
     def _sound(self, layout: Layout[Asking], quantiles: Floats) -> NDArray[np.bool_]:
         """Rows whose forecast is finite, or absent (NaN) because they have seen no value yet."""
         flat = quantiles.reshape(len(quantiles), -1)
-        sound = np.isfinite(flat.sum(axis=1))  # quicker than to ask each number
+        sound = np.isfinite(flat @ np.ones(flat.shape[1]))  # quicker than to ask each number
         if sound.all():
             return sound
         absent = np.isnan(flat).all(axis=1)
@@ -127,5 +127,5 @@ def _outcome(job: Asking, quantiles: Floats, anomaly: Floats) -> Outcome:
     query, own = job.query, anomaly.copy()
     if query is None:
         return Outcome(job, ForecastResult(quantiles, 0, (), own))
-    by_level = quantiles.transpose(0, 2, 1).copy()
+    by_level = quantiles.copy().transpose(0, 2, 1)  # copied as it lies
     return Outcome(job, ForecastResult(by_level, query.horizon, query.levels, own))
