@@ -63,7 +63,7 @@ def test_data_frames(forecaster: Forecaster) -> None:
     ]
     out = forecaster.predict_df(pd.concat(frames), 6)
     assert list(out.columns) == ["item_id", "timestamp", "predictions", "0.1", "0.5", "0.9"]
-    assert out["timestamp"].iloc[0] == times[-1] + pd.Timedelta(hours=1)
+    assert out["timestamp"].iloc[0] == times[-1] + (times[1] - times[0])
     expected, _ = forecaster.predict_quantiles([ragged()[4][:40]], 6, (0.1, 0.5, 0.9))
     mine = out.loc[out["item_id"] == "a", ["0.1", "0.5", "0.9"]].to_numpy()
     assert np.allclose(mine, expected[0], rtol=1e-4, atol=1e-6)
