@@ -34,8 +34,8 @@ MATURE: Final = 16
 OVERLAP: Final = 0.2
 """How much of a mean forecast's spread is due to the resolutions' erring apart, at most."""
 
-_WORST: Final = 10.0
-_TINY: Final = 1e-12
+WORST: Final = 10.0
+TINY: Final = 1e-12
 _LIMIT: Final = 1e6
 
 
@@ -121,7 +121,7 @@ def weights(
     one is ``ages`` [B, F] samples old looks that much further ahead than the row itself, and loses
     ``STALENESS`` times the logarithm of the ratio.
     """
-    ratio = ((sums[..., 0] + _TINY) / (sums[..., 1] + _TINY)).clamp_max(_WORST)
+    ratio = ((sums[..., 0] + TINY) / (sums[..., 1] + TINY)).clamp_max(WORST)
     ratio = torch.where(sums[..., 2] > 0, ratio, 1.0)
     ratio = torch.cat([torch.ones_like(ratio[:, :1]), ratio], dim=1)
     excess = (ratio - 1.0) / ratio.amin(1, keepdim=True)

@@ -19,7 +19,7 @@ from kssm.forecast import scaler
 from kssm.forecast.distribution import check_levels, interpolate
 from kssm.forecast.fused import FusedModel
 from kssm.forecast.native import NativeModel
-from kssm.forecast.native.reading import Contest, can_read, read_quantiles
+from kssm.forecast.native.reading import Contest, Sources, can_read, read_quantiles
 from kssm.forecast.network import MAX_NORMALISED, ForecasterConfig, ForecastNetwork
 from kssm.models import State, StateSpec
 from kssm.models.base import PrefillOutput, StepOutput, fresh_state
@@ -151,15 +151,10 @@ class SignalForecaster(ForecastNetwork):
         if horizon < 1:
             raise InvalidInputError("horizon must be at least 1", code="invalid_horizon")
         wanted = check_levels(levels)
-        read = self.fused.forecast(state, horizon, wanted, MAX_NORMALISED)
+        blocks = self.ahead(state, horizon)
+        read = self._answer([(blocks, state["scaler"])], horizon, wanted)
         if read is not None:
             return read
-        blocks = self.ahead(state, horizon)
-        done = read_quantiles(
-            [(blocks, state["scaler"])], horizon, wanted, self.config.head_horizon
-        )
-        if done is not None:
-            return done
         quantiles = interpolate(blocks[:, :horizon].double(), wanted)
         values = scaler.denormalise(
             quantiles.clamp(-MAX_NORMALISED, MAX_NORMALISED), state["scaler"]
@@ -175,11 +170,27 @@ class SignalForecaster(ForecastNetwork):
 
         None where it takes a copy of them, as for roll-outs.
         """
-        direct = self.config.head_horizon
-        if horizon > direct or not can_read(arena["forecast"]):
+        if horizon > self.config.head_horizon:
             return None
         sources = self._sources(arena, horizon)
-        return read_quantiles(sources, horizon, levels, direct, self._contest(arena), slots)
+        return self._answer(sources, horizon, levels, self._contest(arena), slots)
+
+    def _answer(
+        self,
+        sources: Sources,
+        horizon: int,
+        levels: tuple[float, ...],
+        contest: Contest | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor | None:
+        """``read_quantiles``, on a GPU as a kernel; None where neither can do it."""
+        question = sources, horizon, levels, self.config.head_horizon, contest, slots
+        read = self.fused.read(*question)
+        return read_quantiles(*question) if read is None else read
+
+    def _can_read(self, state: State) -> bool:
+        """Whether there may be compiled code that reads such states."""
+        return can_read(state["forecast"]) or self.fused.can_read(state["forecast"])
 
     def _sources(self, state: State, horizon: int) -> list[tuple[Tensor, Tensor]]:
         """Forecasts that reach the horizon, and their statistics, of every resolution."""

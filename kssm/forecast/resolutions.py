@@ -20,7 +20,7 @@ from kssm.errors import InvalidInputError
 from kssm.forecast.apart import ApartForecaster, entry_of, part_of
 from kssm.forecast.distribution import check_levels
 from kssm.forecast.forecaster import ForecasterConfig, SignalForecaster
-from kssm.forecast.native.reading import Contest, can_read, read_quantiles
+from kssm.forecast.native.reading import Contest
 from kssm.forecast.thinning import coarse_length
 from kssm.models import State
 from kssm.models.base import PrefillOutput, StepOutput
@@ -138,9 +138,8 @@ class MultiResolutionForecaster(ApartForecaster):
         if horizon < 1:
             raise InvalidInputError("horizon must be at least 1", code="invalid_horizon")
         asked, done = check_levels(levels), None
-        if can_read(state["forecast"]):
-            sources = self._sources(state, horizon)
-            done = read_quantiles(sources, horizon, asked, self._block, self._contest(state))
+        if self._can_read(state):
+            done = self._answer(self._sources(state, horizon), horizon, asked, self._contest(state))
         return self.forecast_apart(state, horizon, asked) if done is None else done
 
     def _sources(self, state: State, horizon: int) -> list[tuple[Tensor, Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kssm.forecast import SignalForecaster, pretrained
-from kssm.forecast.forecaster import MAX_NORMALISED, ForecasterConfig
+from kssm.forecast.forecaster import ForecasterConfig
 from kssm.forecast.fused import FusedModel
 from kssm.forecast.fused.weights import Sizes, Weights, kind_for
 from kssm.forecast.resolutions import MultiResolutionForecaster
@@ -23,7 +23,6 @@ from kssm.forecast.fused.kernel_call import Call
 from kssm.forecast.fused.kernel_launch import Plan, Scratch, launch
 from kssm.forecast.fused.kernel_launch_many import launch_many
 from kssm.forecast.fused.kernel_plan_many import Between, ManyPlan
-from kssm.forecast.fused.kernel_read import level_weights, read
 from kssm.forecast.fused.kernel_thinning import ended_run, keep
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -194,28 +193,6 @@ def test_rows_do_not_depend_on_their_neighbours(plan: Plan | ManyPlan) -> None:
     for name, entry in together.arena.items():
         assert torch.equal(entry[[3, 7, 11]], alone.arena[name][[3, 7, 11]])
         assert torch.equal(alone.arena[name][1], left_out[name])
-
-
-def to(state: State, device: str) -> State:
-    return {name: entry.to(device) for name, entry in state.items()}
-
-
-@pytest.mark.parametrize("horizon", [1, 9, 16])
-def test_forecasts_are_read_like_those_of_torch(horizon: int) -> None:
-    model = tiny_forecaster().to(DEVICE)
-    levels = (0.1, 0.5, 0.9, 0.33, 0.01, 0.999)
-    values = samples(12)[0].T[:3].clamp(-1e4, 1e4)
-    lengths = torch.tensor([12, 3, 1, 0], device=DEVICE)
-    fresh = model.initial_state(4)
-    state = model.prefill(torch.cat([values, values[:1]]), fresh, lengths).state
-    wide = torch.tensor([1.0, 50.0, 1.0, 1.0], device=DEVICE)  # past the bound on quantiles
-    state["forecast"] = state["forecast"] * wide[:, None, None]
-    expected = tiny_forecaster().forecast(to(state, "cpu"), horizon, levels).to(DEVICE)
-    weights = level_weights(levels, state["forecast"].device)
-    found = read(state["forecast"], state["scaler"], weights, horizon, MAX_NORMALISED)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
-    assert found[3].isnan().all()
-    assert found[:3].isfinite().all()
 
 
 def test_samples_are_kept_and_runs_taken_like_by_torch() -> None:

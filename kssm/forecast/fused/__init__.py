@@ -16,17 +16,18 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from kssm.forecast.fused.weights import Sizes, Weights, can_pack, kind_for, versions_of
-from kssm.ops.launch import triton_installed
+from kssm.ops.launch import runs_triton, triton_installed
 
 if TYPE_CHECKING:
     from kssm.forecast.forecaster import SignalForecaster
+    from kssm.forecast.native.reading import Contest, Sources
     from kssm.models import State
 
 __all__ = ["FusedModel"]
 
 
 _MOST_LEVELS = 256
-"""Sets of levels whose weights are kept on the device."""
+"""Sets of levels whose tables are kept on the device."""
 
 
 class FusedModel:
@@ -77,24 +78,34 @@ class FusedModel:
             self._failed = True  # of a compiler or a driver: torch does what follows
             raise
 
-    def forecast(
-        self, state: State, horizon: int, levels: tuple[float, ...], largest: float
+    def read(
+        self,
+        sources: Sources,
+        horizon: int,
+        levels: tuple[float, ...],
+        direct: int,
+        contest: Contest | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor | None:
-        """``SignalForecaster.forecast`` up to the head's horizon [B, horizon, len(levels)].
+        """As ``kssm.forecast.native.reading.read_quantiles``, as one kernel; waits for nothing.
 
-        Normalised quantiles are cut at ``largest``. None where torch must do the work.
+        None where the rows are not on a GPU. Levels are copied there on their first use.
         """
-        forecast, stats = state["forecast"], state["scaler"]
-        known = forecast.is_contiguous() and stats.is_contiguous() and len(stats) > 0
-        if horizon > forecast.shape[1] or not (forecast.is_cuda and known and triton_installed()):
+        if not all(self.can_read(blocks) for blocks, _ in sources):
             return None
+        device = sources[0][0].device
         reading = importlib.import_module("kssm.forecast.fused.kernel_read")
-        weights = self._levels.get(levels)
-        if weights is None or weights.device != forecast.device:
+        table = self._levels.get(levels)
+        if table is None or table.device != device:
             if len(self._levels) >= _MOST_LEVELS:
                 self._levels.clear()
-            weights = self._levels[levels] = reading.level_weights(levels, forecast.device)
-        return reading.read(forecast, stats, weights, horizon, largest)
+            table = self._levels[levels] = reading.level_table(levels, device)
+        return reading.read(sources, horizon, table, direct, contest, slots)
+
+    @staticmethod
+    def can_read(blocks: Tensor) -> bool:
+        """Whether ``read`` takes such forecasts."""
+        return runs_triton(blocks)
 
     def keep_(
         self, values: Tensor, dt: Tensor | None, arena: State, slots: Tensor, healthy: Tensor
