@@ -36,6 +36,15 @@ class Rows:
         return len(self.slots)
 
 
+@dataclass(eq=False)
+class _Stamp:
+    """One row's state [1, ...], ``packed`` where one kernel fills the device's tables."""
+
+    device: State
+    host: State
+    packed: Tensor | None = None
+
+
 class Arena:
     """Allocates, copies and frees state rows; not thread-safe, its owner is one thread.
 
@@ -55,11 +64,12 @@ class Arena:
         device: torch.device | str = "cpu",
         host: State | None = None,
     ) -> None:
-        self._initial = {
+        fresh = {
             name: initial[name].detach().to(device, dtype).reshape(1, *shape).clone()
             for name, (shape, dtype) in spec.items()
         }
-        self._initial |= host or {}
+        self._fresh = _Stamp(fresh, host or {})
+        self._nothing = _Stamp(_zeros(fresh), _zeros(host or {}))
         self._device = torch.device(device)
         self._max_rows = max_rows
         self._free: list[int] = []
@@ -68,7 +78,7 @@ class Arena:
         self._replaced = np.zeros(1, dtype=np.bool_)
         self._pieces: tuple[State, Pieces | None] | None = None
         self._spare: Tensor | None = None
-        self.tensors: State = {name: self._initial[name].clone() for name in spec}
+        self.tensors: State = {name: row.clone() for name, row in fresh.items()}
         self.host: State = {name: row.clone() for name, row in (host or {}).items()}
         self.version = 0
         self._grow(min(rows, max_rows))
@@ -108,9 +118,7 @@ class Arena:
     def free(self, rows: Rows) -> None:
         """Give rows back and zero them; their handles become stale."""
         slots = self.check(rows)
-        for tensors, index in self._tables(slots):
-            for tensor in tensors.values():
-                tensor.index_fill_(0, index, 0)
+        self._fill(slots, self._nothing)
         self._generations[slots] += 1
         self._taken[slots] = False
         self._free.extend(slots[::-1].tolist())
@@ -118,10 +126,7 @@ class Arena:
     def reset(self, rows: Rows) -> None:
         """Make the rows fresh again."""
         self._replaced[rows.slots] = True
-        for tensors, index in self._tables(self.check(rows)):
-            for name, tensor in tensors.items():
-                fresh = self._initial[name]
-                tensor.index_copy_(0, index, fresh.expand(len(rows), *fresh.shape[1:]))
+        self._fill(self.check(rows), self._fresh)
 
     def gather(self, slots: Slots, names: Collection[str] | None = None) -> State:
         """A copy of the model's state at ``slots`` (0 = padding), [len(slots), ...] per entry.
@@ -178,6 +183,17 @@ class Arena:
             index = index.pin_memory()
         return index.to(self._device, non_blocking=True)
 
+    def _fill(self, slots: Slots, stamp: _Stamp) -> None:
+        """Overwrite everything at ``slots`` with one row's state."""
+        pieces = self._packed()
+        if pieces is None:
+            _spread(stamp.device, self.tensors, self.index(slots))
+        else:
+            if stamp.packed is None:
+                stamp.packed = pieces.packed(stamp.device)
+            pieces.fill(self.index(slots), stamp.packed)
+        _spread(stamp.host, self.host, torch.from_numpy(slots))
+
     def _room(self, pieces: Pieces, rows: int) -> Tensor:
         """Memory for packed rows that is used again and again."""
         if self._spare is None or self._spare.numel() < rows * pieces.width:
@@ -226,6 +242,16 @@ class Arena:
         self._taken = np.concatenate([self._taken, np.zeros(extra, dtype=np.bool_)])
         self._replaced = np.concatenate([self._replaced, np.zeros(extra, dtype=np.bool_)])
         self._free[:0] = range(capacity, old, -1)
+
+
+def _spread(row: State, tables: State, index: Tensor) -> None:
+    """Copy the one row [1, ...] of every entry to the rows ``index``."""
+    for name, table in tables.items():
+        table.index_copy_(0, index, row[name].expand(len(index), *table.shape[1:]))
+
+
+def _zeros(state: State) -> State:
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
 
 
 def _extended(tensor: Tensor, capacity: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rows of many tables copied by one Triton kernel: a launch for each takes longer than to copy."""
+"""Rows of many tables copied or filled by one Triton kernel: a launch for each takes longer."""
 
 from __future__ import annotations
 
@@ -27,6 +27,19 @@ def gather_kernel(pieces_ptr, slots_ptr, out_ptr, pieces, width, BLOCK: tl.const
     inside = first + word < words
     found = tl.load(table + slot * words + first + word, mask=inside)
     tl.store(out_ptr + row * width + tl.load(piece + 3) + word, found, mask=inside)
+
+
+@triton.jit(do_not_specialize=["pieces"])
+def fill_kernel(pieces_ptr, slots_ptr, packed_ptr, pieces, BLOCK: tl.constexpr):
+    """One piece of one row, overwritten with that of the one packed row."""
+    piece = pieces_ptr + tl.program_id(0) % pieces * 4
+    slot = tl.load(slots_ptr + tl.program_id(0) // pieces)
+    table = tl.load(piece).to(tl.pointer_type(tl.int32))
+    words, first = tl.load(piece + 1), tl.load(piece + 2)
+    word = tl.arange(0, BLOCK)
+    inside = first + word < words
+    found = tl.load(packed_ptr + tl.load(piece + 3) + word, mask=inside)
+    tl.store(table + slot * words + first + word, found, mask=inside)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +91,20 @@ class Pieces:
                 self.list, slots, packed, len(self.list), self.width, BLOCK=_BLOCK, num_warps=4
             )
         return packed
+
+    def packed(self, state: State) -> Tensor:
+        """One row's entries [1, ...] packed: [1, width]."""
+        alone = Pieces.of(state)
+        assert alone is not None
+        assert alone.places == self.places
+        return alone.pack(torch.zeros(1, dtype=torch.int64, device=self.list.device))
+
+    def fill(self, slots: Tensor, packed: Tensor) -> None:
+        """Overwrite the rows ``slots`` [N] of every table with the one packed row [1, width]."""
+        if len(slots):
+            fill_kernel[(len(slots) * len(self.list),)](
+                self.list, slots, packed, len(self.list), BLOCK=_BLOCK, num_warps=4
+            )
 
     def unpack(self, packed: Tensor) -> State:
         """The entries of packed rows, [N, ...] each: views into them."""

@@ -36,6 +36,20 @@ def test_rows_of_every_table_are_copied() -> None:
         assert torch.equal(entry, found[name])
 
 
+def test_rows_of_every_table_are_filled() -> None:
+    shapes = {"level": (), "odd": (3,), "wide": (2, 700)}
+    tensors = {name: torch.randn(6, *shape, device=DEVICE) for name, shape in shapes.items()}
+    before = {name: table.clone() for name, table in tensors.items()}
+    fresh = {name: torch.randn(1, *shape, device=DEVICE) for name, shape in shapes.items()}
+    pieces = Pieces.of(tensors)
+    assert pieces is not None
+    pieces.fill(torch.tensor([4, 1], device=DEVICE), pieces.packed(fresh))
+    pieces.fill(torch.tensor([], dtype=torch.int64, device=DEVICE), pieces.packed(fresh))
+    for name, table in tensors.items():
+        for row in range(6):
+            assert torch.equal(table[row], fresh[name][0] if row in (1, 4) else before[name][row])
+
+
 def test_rows_of_half_words_are_left_to_others() -> None:
     assert Pieces.of({"halves": torch.zeros(4, 3, dtype=torch.float16, device=DEVICE)}) is None
     assert Pieces.of({"strided": torch.zeros(4, 8, device=DEVICE)[:, ::2]}) is None
