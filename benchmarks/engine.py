@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         graph_rows=max(largest, 1) if device.type == "cuda" else 1,
     )
     model = pretrained.load(options.model, device)
+    gc.collect()
     gc.freeze()  # as ``kssm serve`` does
     with Engine(model, config, device) as engine:
         rows = [

@@ -107,6 +107,7 @@ def run(settings: Settings) -> None:
     """
     asyncio.run(_try_store(settings))
     app = create_app(settings, build_engine(settings))
+    gc.collect()
     gc.freeze()  # model and libraries stay: the collector need not look through them again
     make_server(app, settings).run()
 
