@@ -90,7 +90,7 @@ def evaluate(
     scores: Mapping[str, Floats], labels: NDArray[np.int64], *, vus: bool
 ) -> dict[str, dict[str, float]]:
     """{metric: {detector: value}}."""
-    from sklearn.metrics import average_precision_score
+    from sklearn.metrics import average_precision_score  # pyright: ignore[reportMissingImports]
 
     found = {"AUC-PR": {n: float(average_precision_score(labels, s)) for n, s in scores.items()}}
     if vus:
