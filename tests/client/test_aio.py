@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from kssm_client import (
     ConnectionFailedError,
     Forecast,
     InvalidInputError,
+    KSSMClientError,
     OverloadedError,
     ProtocolError,
     ServerError,
@@ -22,6 +24,7 @@ from kssm_client import (
     connect,
 )
 from kssm_client.aio import AsyncClient
+from kssm_client.core import ClientCore
 from kssm_client.types import Encoding
 from tests.client.fake_server import FakeServer, running
 from tests.client.model_server import BAD_VALUE, ModelServer
@@ -243,6 +246,18 @@ async def test_a_server_that_talks_nonsense_ends_the_client() -> None:
         await asyncio.gather(session.submit(1.0), return_exceptions=True)
         with pytest.raises(ProtocolError):
             await session.send(1.0)
+
+
+@pytest.mark.parametrize("method", ["outgoing", "receive"])
+async def test_a_mistake_of_the_clients_leaves_nobody_waiting(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    async with connect(server.url) as client:
+        session = await client.create_session()
+        monkeypatch.setattr(ClientCore, method, Mock(side_effect=RuntimeError("a bug")))
+        for _ in range(2):
+            with pytest.raises(KSSMClientError, match="a bug"):
+                await session.send(1.0)
 
 
 async def test_closing_the_client_fails_what_waits_and_keeps_the_session(

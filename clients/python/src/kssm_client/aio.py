@@ -8,7 +8,6 @@ from collections.abc import (
     Callable,
     Sequence,
 )
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -164,6 +163,8 @@ class AsyncClient:
                 self.reconnections += 1
         except KSSMClientError as error:
             self._stop(error)
+        except Exception as error:  # noqa: BLE001 - a mistake of ours: nobody may wait for ever
+            self._stop(KSSMClientError(f"the client failed: {error!r}"))
 
     async def _serve(self, socket: ClientConnection) -> None:
         """One connection's life; returns when it should be replaced, raises when it cannot."""
@@ -194,12 +195,16 @@ class AsyncClient:
             self._handle(self._core.fail_all(error))
 
     async def _write(self, socket: ClientConnection) -> None:
-        with suppress(ConnectionClosed):
+        try:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
                 for message in self._core.outgoing():
                     await socket.send(message)
+        except ConnectionClosed:
+            pass
+        except Exception as error:  # noqa: BLE001 - a mistake of ours: nobody may wait for ever
+            self._stop(KSSMClientError(f"the client failed: {error!r}"))
 
     async def _reopen(self) -> ClientConnection:
         while True:
