@@ -11,6 +11,7 @@ from kssm.forecast.fused import FusedModel
 from kssm.forecast.native.reading import Contest, Sources
 from kssm.forecast.testing import tiny_forecaster
 from kssm.models import State
+from tests.forecast.reading import random_arena
 
 pytest.importorskip("triton")
 
@@ -20,39 +21,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DIRECT = 16  # samples that a tiny forecaster's head reaches
 LEVELS = (0.001, 0.1, 0.25, 0.4, 0.5, 0.55, 0.8, 0.9, 0.999)
 SOME = [(), (4,), (2, 8)]
-
-
-def random_arena(model: SignalForecaster, slots: int, seed: int = 0) -> State:
-    """States as no signal leaves them: any clock, any contest, magnitudes of 1e-6 to 1e6.
-
-    Slot 1 is fresh, slot 2 has a forecast that is not finite; copies that were never judged hold
-    no number at all.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    arena = {name: entry.cpu() for name, entry in model.initial_state(slots).items()}
-    units = 10.0 ** normal(slots, 1).mul(3).clamp(-6, 6)
-    sums = normal(slots, len(model.config.thinning), 2, 3).exp()
-    sums[..., 2] = (normal(*sums.shape[:-1]) * 8).floor().clamp_min(0)
-    for name, entry in arena.items():
-        if name.endswith("forecast"):
-            spread = normal(slots, 1, 1).exp() * 3  # some reach past the bound on quantiles
-            entry.copy_((normal(*entry.shape) * spread).sort(-1).values)
-        elif name.endswith("scaler"):
-            entry.copy_(normal(*entry.shape) * units)
-            entry[:, 0], entry[:, 2] = 5.0, units[:, 0].square()
-    for i, factor in enumerate(model.config.thinning):
-        never = (sums[:, i, :, 2] == 0).any(-1)
-        arena[f"every{factor}.forecast"][never] = torch.nan
-    if "contest" in arena:
-        arena["contest"].copy_(sums)
-        arena["clock"].copy_((normal(slots, 1) * 1000).abs().floor())
-    arena["scaler"][1, 0] = 0.0
-    arena["forecast"][2] = torch.nan
-    return {name: entry.to(DEVICE) for name, entry in arena.items()}
 
 
 def kernel(
@@ -98,7 +66,7 @@ def test_forecasts_are_read_like_by_torch(
     thinning: tuple[int, ...], horizon: int, levels: tuple[float, ...]
 ) -> None:
     model = tiny_forecaster(thinning=thinning).to(DEVICE)
-    state = random_arena(model, 9, seed=horizon)
+    state = random_arena(model, 9, seed=horizon, device=DEVICE)
     found = kernel(model, state, horizon, levels)
     assert_read_alike(found, model.forecast(state, horizon, levels))
     assert found[1:3].isnan().all()
@@ -122,7 +90,7 @@ def test_forecasts_of_rows_that_have_lived_are_read_like_by_torch() -> None:
 @pytest.mark.parametrize("thinning", SOME)
 def test_quantiles_do_not_cross(thinning: tuple[int, ...]) -> None:
     model = tiny_forecaster(thinning=thinning).to(DEVICE)
-    state = random_arena(model, 9)
+    state = random_arena(model, 9, device=DEVICE)
     state["forecast"][3] = 1.5  # all nine in one place
     levels = tuple(i / 15 for i in range(1, 15))
     found = kernel(model, state, 7, levels)
@@ -132,7 +100,7 @@ def test_quantiles_do_not_cross(thinning: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("thinning", SOME)
 def test_rows_are_read_where_they_lie(thinning: tuple[int, ...]) -> None:
     model = tiny_forecaster(thinning=thinning).to(DEVICE)
-    arena = random_arena(model, 12)
+    arena = random_arena(model, 12, device=DEVICE)
     slots = torch.tensor([7, 3, -1, 11, 3, 1, -1, 4, 5], device=DEVICE)
     if thinning:
         arena["clock"][0] = torch.nan  # padding reads what others scribbled there
@@ -150,7 +118,7 @@ def test_rows_are_read_where_they_lie(thinning: tuple[int, ...]) -> None:
 
 def test_a_number_depends_on_no_other_question() -> None:
     model = tiny_forecaster(thinning=(2, 8)).to(DEVICE)
-    arena = random_arena(model, 11)
+    arena = random_arena(model, 11, device=DEVICE)
     together = kernel(model, arena, DIRECT, LEVELS)
     slot = torch.tensor([7], device=DEVICE)
     alone = kernel(model, arena, 5, LEVELS[6:7], slot)
@@ -162,7 +130,7 @@ def test_a_number_depends_on_no_other_question() -> None:
 @pytest.mark.usefixtures("fused")
 def test_forecasters_read_their_rows_through_the_kernel(thinning: tuple[int, ...]) -> None:
     model = tiny_forecaster(thinning=thinning).to(DEVICE)
-    arena = random_arena(model, 9)
+    arena = random_arena(model, 9, device=DEVICE)
     slots = torch.tensor([5, 8, -1, 3], device=DEVICE)
     found = model.forecast_rows(arena, slots, DIRECT, LEVELS)
     assert found is not None
@@ -176,7 +144,7 @@ def test_roll_outs_are_read_like_by_torch(
     thinning: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_forecaster(thinning=thinning).to(DEVICE)
-    state = random_arena(model, 5)
+    state = random_arena(model, 5, device=DEVICE)
     found = []
     for through_kernel in (True, False):
         monkeypatch.setattr(FusedModel, "can_read", staticmethod(lambda _, on=through_kernel: on))
