@@ -8,19 +8,20 @@ from collections.abc import Generator, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from websockets.asyncio.client import connect
 
 from kssm.forecast import pretrained
 from kssm.forecast.testing import tiny_forecaster
 from kssm.language import LanguageModel, Sampling, load, save, save_hugging_face
-from kssm_client import InvalidInputError, RestClient, open_text
+from kssm_client import InvalidInputError, ProtocolError, RestClient, open_text
 from kssm_client.text import TextSession
 from service.app import create_app
 from service.core import build_engine
 from service.server import make_server
 from service.settings import Settings
-from tests.end_to_end.live import Live
+from tests.end_to_end.live import Live, thread_server
 from tests.end_to_end.talk import create, read, text_frame
 from tests.language.models import BACKBONES, VOCABULARY, tiny_language_model, word_tokenizer
 from tests.runtime.support import wave
@@ -126,6 +127,19 @@ def test_a_text_over_rest(live: Live) -> None:
         with pytest.raises(InvalidInputError) as error:
             rest.generate(session, temperature=-1.0)
         assert error.value.code == "invalid_sampling"
+
+
+async def test_a_forecaster_is_no_language_model_and_keeps_no_session() -> None:
+    with thread_server() as found:
+        with pytest.raises(ProtocolError, match="not a language model"):
+            async with open_text(found.http):
+                pass
+        with pytest.raises(InvalidInputError) as error:
+            async with open_text(found.http, prompt="w1"):
+                pass
+        assert error.value.code == "wrong_model_kind"
+        metrics = await asyncio.to_thread(httpx.get, f"{found.http}/metrics")
+        assert "kssm_sessions 0.0" in metrics.text.splitlines()
 
 
 async def test_leaving_early_cancels_and_the_text_goes_on(live: Live) -> None:

@@ -173,6 +173,9 @@ async def open_text(
         await _send(socket, asked)
         created = await _receive(socket)
         if created.get("kind") != "language":
+            if session is None:
+                await _send(socket, encode_control("session.close", session=created["session"]))
+                await _receive(socket)
             raise ProtocolError("the server's model is not a language model")
         yield TextSession(socket, created)
 
