@@ -18,7 +18,7 @@ from kssm.forecast.distribution import LEVELS, MEDIAN, between
 from kssm.forecast.fused.kernel_signal import scale_of
 from kssm.forecast.native.reading import Contest, Sources
 from kssm.forecast.network import MAX_NORMALISED
-from kssm.ops.launch import on_device
+from kssm.ops.launch import blocks_of, on_device
 
 _BLOCK = 64
 """Lanes a program."""
@@ -214,9 +214,9 @@ def read(
     clock, sums = (None if t is None else t.contiguous() for t in joined)
     device = forecasts[0].device
     out = torch.empty(rows, horizon, levels, dtype=torch.float64, device=device)
-    programs = triton.cdiv(rows * horizon, _BLOCK)
+    programs = blocks_of(rows * horizon, _BLOCK)
     if programs:
-        grid = (programs, min(levels, triton.cdiv(_PROGRAMS, programs)))
+        grid = (programs, min(levels, blocks_of(_PROGRAMS, programs)))
         with on_device(device):
             read_kernel[grid](
                 forecasts, tuple(f.shape[1] for f in forecasts), stats,
