@@ -56,7 +56,6 @@ class ModelServer:
     sessions: dict[str, ModelSession] = field(default_factory=dict)
     created: int = 0
     newest_binary: int = 2
-    frames_seen: int = 0
 
     def connect(self) -> Connection:
         return Connection(self)
@@ -163,7 +162,6 @@ class Connection:
         return session
 
     def _append(self, session: ModelSession, seq: int, samples: np.ndarray) -> Message:
-        self.server.frames_seen += 1
         if seq > session.next_seq:
             raise RefusedError("seq_gap", expected_seq=session.next_seq)
         if seq == session.next_seq:
