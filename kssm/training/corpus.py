@@ -50,13 +50,15 @@ class Corpus:
     """Series of unequal length, stored flat on one device.
 
     ``values`` float32 [samples] with NaN for missing ones; ``starts`` and ``lengths`` int64
-    [series]; ``weights`` float64 [series], summing to 1; ``sources`` are the sources' names.
+    [series]; ``weights`` float64 [series], summing to 1; ``source_ids`` int64 [series] index
+    ``sources``, the names.
     """
 
     values: Tensor
     starts: Tensor
     lengths: Tensor
     weights: Tensor
+    source_ids: Tensor
     sources: tuple[str, ...]
     config: CorpusConfig
 
@@ -119,6 +121,7 @@ class Corpus:
             starts=torch.from_numpy(np.cumsum(lengths) - lengths).to(device),
             lengths=torch.from_numpy(lengths).to(device),
             weights=torch.from_numpy(weights).to(device),
+            source_ids=torch.from_numpy(source_ids).to(device),
             sources=tuple(names),
             config=config,
         )
