@@ -57,6 +57,8 @@ def _parse_text(
     """A language session: one row, nothing to forecast."""
     if request.channels != 1:
         raise InvalidInputError("a language session has one channel")
+    if request.timestamps is not None or request.sample_interval is not None:
+        raise InvalidInputError("tokens have no timestamps", code="invalid_timestamps")
     session = new_session(new_id(), tenant, SessionSettings(1, 0, ()))
     if request.prompt is None:
         return session, None

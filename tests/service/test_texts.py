@@ -264,6 +264,8 @@ async def test_creation_is_checked() -> None:
     async with served(rows()) as (peer, _):
         for fields, code in (
             ({"channels": 2}, "invalid_request"),
+            ({"timestamps": [1]}, "invalid_timestamps"),
+            ({"sample_interval": 1}, "invalid_timestamps"),
             ({"prompt": [[1.0]]}, "invalid_tokens"),
             ({"prompt": 3}, "invalid_tokens"),
             ({"prompt": "w1"}, "no_tokenizer"),
