@@ -10,27 +10,7 @@ import pytest
 
 from kssm.cli import main
 from kssm.forecast import pretrained
-
-TINY = """
-[model]
-head_horizon = 8
-head_hidden = 16
-[model.backbone]
-d_model = 16
-n_layers = 1
-d_inner = 16
-d_mlp = 16
-rank = 4
-group_size = 16
-[data]
-rows = 4
-length = 64
-short_length = 32
-bulk_samples = 512
-[run]
-steps = 16
-compile = false
-"""
+from tests.training.runs import tiny_run
 
 
 def call(*arguments: str | Path) -> None:
@@ -42,7 +22,7 @@ def call(*arguments: str | Path) -> None:
 def test_tasks_that_are_not_there_are_said_before_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "tiny.toml").write_text(tiny_run(steps=16))
     run = tmp_path / "run"
     arguments = [str(tmp_path / "tiny.toml"), "--output", str(run), "--device", "cpu"]
     with pytest.raises(SystemExit) as ended:
@@ -53,7 +33,7 @@ def test_tasks_that_are_not_there_are_said_before_the_run(
 
 
 def test_two_slices_and_the_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "tiny.toml").write_text(tiny_run(steps=16))
     (tmp_path / "tasks").mkdir()
     values = np.sin(np.arange(90, dtype=np.float32))
     np.savez(

@@ -12,28 +12,9 @@ import pytest
 from experiments.ablations import __main__ as ablations
 from experiments.ablations.table import deviation, markdown
 from kssm.training.config import load_config, read_tables
+from tests.training.runs import tiny_run
 
 PRETRAINING = Path(ablations.__file__).parents[1] / "pretraining"
-TINY = """
-[model]
-head_horizon = 8
-head_hidden = 16
-[model.backbone]
-d_model = 16
-n_layers = 1
-d_inner = 16
-d_mlp = 16
-rank = 4
-group_size = 16
-[data]
-rows = 4
-length = 64
-short_length = 32
-bulk_samples = 512
-[run]
-steps = 4
-compile = false
-"""
 
 
 @pytest.mark.parametrize("name", ["base", "base-continued", "small"])
@@ -67,7 +48,7 @@ def test_runs_are_recorded_and_not_repeated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "tiny.toml"
-    config.write_text(TINY)
+    config.write_text(tiny_run(steps=4))
     levers = tmp_path / "levers.toml"
     levers.write_text(
         "[wider.model]\nhead_hidden = 24\n[season]\ntrainer = 'season'\n"
