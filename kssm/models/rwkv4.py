@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kssm.models.base import State, StateSpec
+from kssm.models.base import State, StateSpec, fresh_state
 from kssm.models.layers import init_linear
 from kssm.models.rwkv6 import LayerNorm
 from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, remember_, state_dtype
@@ -101,7 +101,7 @@ class RWKV4Block(Block):
         self, x: Tensor, state: State | None, lengths: Tensor | None, dt: Tensor | None
     ) -> tuple[Tensor, State]:
         if state is None:
-            state = self._fresh(x)
+            state = fresh_state(self.state_spec(), len(x), x.device)
         dtype = compute_dtype(x)
         x = self.input_norm(x)
         normed = self.time_norm(x).to(dtype)
@@ -153,12 +153,6 @@ class RWKV4Block(Block):
         hidden = F.relu(self.channel_key(_blend(x, previous, self.channel_mix_key))).square()
         gate = self.channel_receptance(_blend(x, previous, self.channel_mix_receptance))
         return gate.sigmoid() * self.channel_value(hidden)
-
-    def _fresh(self, x: Tensor) -> State:
-        return {
-            name: torch.zeros(len(x), *shape, dtype=dtype, device=x.device)
-            for name, (shape, dtype) in self.state_spec().items()
-        }
 
 
 class RWKV4(Stack):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kssm.models.base import State, StateSpec
+from kssm.models.base import State, StateSpec, fresh_state
 from kssm.models.layers import init_linear
 from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, state_dtype
 from kssm.models.tokens import last_valid, previous_tokens
@@ -231,7 +231,7 @@ class RWKV6Block(Block):
         self, x: Tensor, state: State | None, lengths: Tensor | None, dt: Tensor | None
     ) -> tuple[Tensor, State]:
         if state is None:
-            state = self._fresh(x)
+            state = fresh_state(self.state_spec(), len(x), x.device)
         dtype = compute_dtype(x)
         x = self.input_norm(x)
         normed = self.time_norm(x).to(dtype)
@@ -252,12 +252,6 @@ class RWKV6Block(Block):
         mix = torch.stack([self.channel.mix_key, self.channel.mix_receptance])
         _, _, mixed = _shift_(x, self.channel_norm, mix, arena["channel_shift"], slots)
         return x + self.channel.read(mixed[0], mixed[1])
-
-    def _fresh(self, x: Tensor) -> State:
-        return {
-            name: torch.zeros(len(x), *shape, dtype=dtype, device=x.device)
-            for name, (shape, dtype) in self.state_spec().items()
-        }
 
 
 def _shift_(x: Tensor, norm: LayerNorm, mix: Tensor, shifts: Tensor, slots: Tensor) -> _Shifted:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kssm.models.base import State, StateSpec
+from kssm.models.base import State, StateSpec, fresh_state
 from kssm.models.layers import RMSNorm, SwiGLU, init_linear
 from kssm.models.stack import Block, Stack, StackConfig, compute_dtype, state_dtype
 from kssm.models.tokens import last_valid
@@ -120,7 +120,7 @@ class TransformerBlock(Block):
     ) -> tuple[Tensor, State]:
         window = self.config.window
         q, k, v = self._project(x)
-        old = self._fresh(x) if state is None else state
+        old = fresh_state(self.state_spec(), len(x), x.device) if state is None else state
         phases = self._phases(old["phase"], x, dt)
         q, k = rotate(q, phases), rotate(k, phases)
         count = seen(old["count"], window)
@@ -188,12 +188,6 @@ class TransformerBlock(Block):
         forward = _wrapped(steps.to(torch.float64).unsqueeze(-1) * frequencies)
         turns = start.to(torch.float64).unsqueeze(1) + forward.cumsum(1)
         return _wrapped(turns).to(start.dtype)
-
-    def _fresh(self, x: Tensor) -> State:
-        return {
-            name: torch.zeros(len(x), *shape, dtype=dtype, device=x.device)
-            for name, (shape, dtype) in self.state_spec().items()
-        }
 
 
 class Transformer(Stack):
