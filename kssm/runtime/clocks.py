@@ -6,6 +6,7 @@ follows from their clocks, and those move with the steps that the host itself ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -77,15 +78,22 @@ class Clocks:
     ) -> None:
         self._arena = arena
         self._periods = tuple(periods)
+        self._common = math.gcd(*periods)
         self._fetch = fetch
-        self._counts = np.zeros(arena.max_rows + 1)
+        self._counts = np.zeros(arena.max_rows + 1, dtype=np.int64)
 
     def advance(self, slots: Slots) -> list[Due]:
         """Count the next step of ``slots`` [N], not yet queued; what follows it, in order."""
         replaced = self._arena.take_replaced(slots)
         if len(replaced):
             self._counts[replaced] = self._fetch(self._arena.gather(replaced, [CLOCK])[CLOCK])[:, 0]
-        self._counts[slots] += 1
-        now = self._counts[slots]
-        due = [(number, now % period == 0) for number, period in enumerate(self._periods)]
-        return [Due(number, slots[rows], now[rows]) for number, rows in due if rows.any()]
+        counts = self._counts[slots] + 1
+        self._counts[slots] = counts
+        rows = counts % self._common == 0
+        slots, clocks = slots[rows], counts[rows]
+        due = [(number, clocks % period == 0) for number, period in enumerate(self._periods)]
+        return [
+            Due(number, slots[rows], clocks[rows].astype(np.float64))
+            for number, rows in due
+            if rows.any()
+        ]
