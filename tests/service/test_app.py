@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -80,6 +82,15 @@ async def test_a_browser_finds_the_interactive_api(client):
     assert (response.status_code, response.headers["location"]) == (307, "/docs")
     page = await client.get("/docs")
     assert (page.status_code, "/openapi.json" in page.text) == (200, True)
+
+
+async def test_the_settings_page_names_every_metric(client):
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
+    told = re.findall(r"^# TYPE (\w+) ", (await client.get("/metrics")).text, re.MULTILINE)
+    names = {name.removesuffix("_created") for name in told}
+    assert {"kssm_frames_total", "kssm_engine_step_ms"} <= names
+    missing = {name for name in names if f"`{name}`" not in page and f"`{name}_total`" not in page}
+    assert missing == set()
 
 
 async def test_unknown_routes_and_methods(client):
