@@ -22,14 +22,16 @@ pytestmark = [
 def fed(model: SignalForecaster, rows: int) -> tuple[State, State, Tensor]:
     """Two equal arenas whose rows have seen 40 samples, read on the CPU, and one more sample."""
     generator = torch.Generator().manual_seed(rows)
-    values = torch.randn(rows, 41, generator=generator, dtype=torch.float64).cumsum(1)
+    values = torch.randn(min(rows, 300), 41, generator=generator, dtype=torch.float64).cumsum(1)
     reader = copy.deepcopy(model).cpu()
-    state = reader.prefill(values[:, :40], reader.initial_state(rows)).state
+    state = reader.prefill(values[:, :40], reader.initial_state(len(values))).state
+    which = torch.arange(rows) % len(values)
     padded = {
-        name: torch.cat([torch.zeros_like(entry[:1]), entry]).cuda()
+        name: torch.cat([torch.zeros_like(entry[:1]), entry[which]]).cuda()
         for name, entry in state.items()
     }
-    return padded, {name: entry.clone() for name, entry in padded.items()}, values[:, 40].cuda()
+    last = values[which, 40] + torch.randn(rows, generator=generator, dtype=torch.float64)
+    return padded, {name: entry.clone() for name, entry in padded.items()}, last.cuda()
 
 
 @pytest.mark.parametrize("rows", [1, 40, 300, 17000])
