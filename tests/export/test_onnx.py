@@ -180,20 +180,6 @@ def test_without_the_packages_it_says_what_to_install(
     assert error.value.code == "export_unavailable"
 
 
-def test_the_command_writes_the_file_and_says_what_is_in_it(
-    forecaster: SignalForecaster,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("kssm.loading.load_any", lambda name: forecaster)
-    monkeypatch.setattr("kssm.export.export_onnx", lambda model, path: path.write_bytes(b"onnx"))
-    with pytest.raises(SystemExit) as stop:
-        main(["export", "kssm-signal-base", str(tmp_path / "model.onnx")])
-    assert not stop.value.code
-    assert "state_float64 [rows, 7], 1 entries" in capsys.readouterr().out
-
-
 def test_an_unknown_checkpoint_ends_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
