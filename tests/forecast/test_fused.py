@@ -43,11 +43,13 @@ MANY = ManyPlan(
     rows=16,
     horizons=8,
 )
+WHOLE = replace(MANY, dense_tile=16, dense_columns=(16, 16, 16))
 ONE = replace(SPLIT, tile=1, hidden=32, head_hidden=32, horizons=16)
 PLANS = [
     pytest.param(SPLIT, id="split"),
     pytest.param(ONE, id="one"),
     pytest.param(MANY, id="many"),
+    pytest.param(WHOLE, id="whole"),
 ]
 
 
@@ -131,7 +133,7 @@ def test_steps_equal_those_of_torch(plan: Plan | ManyPlan) -> None:
     assert worst(fused.arena, reference) < 1e-5
 
 
-@pytest.mark.parametrize("plan", [SPLIT, MANY])
+@pytest.mark.parametrize("plan", [SPLIT, MANY, WHOLE])
 def test_sizes_that_are_not_powers_of_two_are_padded(plan: Plan | ManyPlan) -> None:
     backbone = KSSMConfig(
         d_model=20, n_layers=1, d_inner=96, d_mlp=48, rank=5, group_size=32, conv_width=3

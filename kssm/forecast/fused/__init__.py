@@ -142,14 +142,16 @@ class FusedModel:
         return self._weights
 
     def _table(self, model: SignalForecaster, arena: State) -> Tensor | None:
-        """Addresses of the arena's entries on the device; None if one is not as the kernels need.
+        """Addresses of the arena's entries on the device; None if one is not as the kernels need:
+        contiguous, at a multiple of 16 bytes.
 
         It lives as long as the arena's first entry does.
         """
         entries = [arena[name] for name in model.row_spec()]
-        if not all(entry.is_contiguous() for entry in entries):
-            return None
         addresses = [entry.data_ptr() for entry in entries]
+        aligned = not any(address % 16 for address in addresses)
+        if not (aligned and all(entry.is_contiguous() for entry in entries)):
+            return None
         kept = self._tables.get(entries[0])
         if kept is None or kept[0] != addresses:
             kept = (addresses, torch.tensor(addresses, device=entries[0].device))

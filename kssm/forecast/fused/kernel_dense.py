@@ -1,9 +1,11 @@
 """Triton kernels for many rows: a layer's products, which touch no state.
 
-A norm in front of a product moves behind it: its weight is part of the matrix, and its scale, one
-number a row, multiplies the sums. So every operand comes as it lies in memory. The residual stream
-lies there twice, in fp32 and, for products, as ``lean``: in KIND and LEAN times as large, which
-keeps large ones in fp16's range. ``squares`` [room, PARTS] are the sums of its squares.
+Up to some thousand rows each product is a kernel of its own, beyond that ``dense_kernel`` computes
+all that lie between two recurrences. A norm in front of a product moves behind it: its weight is
+part of the matrix, and its scale, one number a row, multiplies the sums. So every operand comes as
+it lies in memory. For kernels of one product the residual stream lies there twice, in fp32 and as
+``lean``: in KIND and LEAN times as large, which keeps large ones in fp16's range. ``squares``
+[room, PARTS] are the sums of its squares.
 """
 
 import triton
@@ -106,6 +108,68 @@ def residual_kernel(
     tl.store(scratch(lean_ptr, tile, block * BN, BLOCK, DM, BN), lean.to(KIND))
     squares = tl.sum(lean * lean, axis=1)
     tl.store(scratch(squares_ptr, tile, block, BLOCK, blocks, 1), squares[:, None])
+
+
+@triton.jit
+def _normed(x, DM: tl.constexpr, EPS: tl.constexpr, KIND: tl.constexpr):
+    """x [M, DM] over its root mean square, as an operand; the norm's weight is in the matrix."""
+    scale = tl.rsqrt(tl.sum(x * x, axis=1) / DM + EPS)
+    return (x * scale[:, None]).to(KIND)
+
+
+@triton.jit
+def _mixed(
+    x, inner_ptr, tile, w_out_ptr, w_mlp_in_ptr, w_mlp_out_ptr,
+    DM: tl.constexpr, DI: tl.constexpr, HIDDEN: tl.constexpr, EPS: tl.constexpr,
+    KIND: tl.constexpr, BLOCK: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """x [BLOCK, DM] after the output projection and the feed-forward layer."""
+    for block in tl.range(0, DI // BC, num_stages=STAGES):
+        mixed = tl.load(scratch(inner_ptr, tile, block * BC, BLOCK, 2 * DI, BC))
+        x += product(mixed, tile_of(w_out_ptr + block * BC, 0, DM, DI, BC), KIND)
+    normed = _normed(x, DM, EPS, KIND)
+    for block in tl.range(0, HIDDEN // BH, num_stages=STAGES):
+        gate = product(normed, tile_of(w_mlp_in_ptr, block * BH, BH, DM, DM), KIND)
+        value = product(normed, tile_of(w_mlp_in_ptr, HIDDEN + block * BH, BH, DM, DM), KIND)
+        units = silu(gate) * value
+        x += product(units, tile_of(w_mlp_out_ptr + block * BH, 0, DM, HIDDEN, BH), KIND)
+    return x
+
+
+@triton.jit
+def dense_kernel(
+    x_ptr, inner_ptr, w_out_ptr, w_mlp_in_ptr, w_mlp_out_ptr, w_next_ptr, next_ptr,
+    DM: tl.constexpr, DI: tl.constexpr, HIDDEN: tl.constexpr, NEXT: tl.constexpr,
+    ACTIVE: tl.constexpr, LAYER: tl.constexpr, EPS: tl.constexpr, KIND: tl.constexpr,
+    PDL: tl.constexpr, BLOCK: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr,
+    BN: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """All products of BLOCK rows between two recurrences; the residual stream stays in registers.
+
+    LAYER: the first DI columns of ``inner_ptr`` [room, 2 DI] and the feed-forward layer change
+    ``x_ptr`` [room, DM]. ``next_ptr`` [room, NEXT] is the product of its norm with ``w_next_ptr``
+    [NEXT, DM], through SiLU from column ACTIVE on.
+    """
+    tile = tl.program_id(0)
+    place = scratch(x_ptr, tile, 0, BLOCK, DM, DM)
+    wait_for_inputs(PDL)
+    finish_early(PDL)
+    x = tl.load(place)
+    if LAYER:
+        x = _mixed(
+            x, inner_ptr, tile, w_out_ptr, w_mlp_in_ptr, w_mlp_out_ptr, DM, DI, HIDDEN, EPS, KIND,
+            BLOCK, BC, BH, STAGES,
+        )  # fmt: skip
+        tl.store(place, x)
+        tl.debug_barrier()  # ``next_ptr`` may be ``inner_ptr``
+    normed = _normed(x, DM, EPS, KIND)
+    for block in tl.range(0, NEXT // BN, num_stages=STAGES):
+        out = product(normed, tile_of(w_next_ptr, block * BN, BN, DM, DM), KIND)
+        if (block + 1) * BN > ACTIVE:
+            column = block * BN + tl.arange(0, BN)[None, :]
+            out = tl.where(column >= ACTIVE, silu(out), out)
+        tl.store(scratch(next_ptr, tile, block * BN, BLOCK, NEXT, BN), out.to(KIND))
 
 
 @triton.jit

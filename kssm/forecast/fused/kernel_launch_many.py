@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kssm.forecast.fused.kernel_call import KINDS, LARGEST, Call, front
 from kssm.forecast.fused.kernel_dense import (
+    dense_kernel,
     gated_kernel,
     normed_kernel,
     residual_kernel,
@@ -58,15 +59,57 @@ def launch_many(
 
 
 def _chunk(weights: Weights, plan: ManyPlan, between: Between, call: Call, pdl: bool) -> None:
-    front(weights, between.x, between.after, call, pdl, (between.lean, between.squares))
+    whole = plan.dense_tile > 0
+    lean = (None, None) if whole else (between.lean, between.squares)
+    front(weights, between.x, between.after, call, pdl, lean)
+    products = _dense if whole else _products
+    products(weights, plan, between, call, -1, pdl)
     for layer in range(weights.sizes.layers):
-        _normed(weights, plan, between, call, pdl, weights.normed_in[layer], between.inner)
         _stream(weights, plan, between, call, layer, pdl)
+        products(weights, plan, between, call, layer, pdl)
+    _head(weights, plan, between, call, pdl)
+
+
+def _products(
+    weights: Weights, plan: ManyPlan, between: Between, call: Call, layer: int, pdl: bool
+) -> None:
+    """From the recurrence of ``layer``, -1 for the embedding, to the next one or to the head."""
+    if layer >= 0:
         _add(weights, plan, between, call, pdl, between.inner, weights.w_out[layer])
         _gated(weights, plan, between, call, layer, pdl)
         _add(weights, plan, between, call, pdl, between.mixed, weights.w_mlp_out[layer])
-    _normed(weights, plan, between, call, pdl, weights.normed_hidden, between.hidden)
-    _head(weights, plan, between, call, pdl)
+    matrix, out = _following(weights, between, layer)
+    _normed(weights, plan, between, call, pdl, matrix, out)
+
+
+def _dense(
+    weights: Weights, plan: ManyPlan, between: Between, call: Call, layer: int, pdl: bool
+) -> None:
+    """As ``_products`` in one kernel."""
+    sizes, own = weights.sizes, max(layer, 0)
+    matrix, out = _following(weights, between, layer)
+    inner, hidden, columns = plan.dense_columns
+    dense_kernel[(triton.cdiv(len(call.values), plan.dense_tile),)](
+        between.x, between.inner, weights.w_out[own], weights.normed_mlp_in[own],
+        weights.w_mlp_out[own], matrix, out,
+        DM=sizes.d_model, DI=sizes.d_inner, HIDDEN=sizes.d_mlp, NEXT=out.shape[1],
+        ACTIVE=_active(weights, between, out), LAYER=layer >= 0, EPS=sizes.eps,
+        BLOCK=plan.dense_tile, BC=divisor(sizes.d_inner, inner), BH=divisor(sizes.d_mlp, hidden),
+        BN=divisor(out.shape[1], columns), STAGES=plan.dense_stages, num_warps=plan.dense_warps,
+        **_options(weights, pdl),
+    )  # fmt: skip
+
+
+def _following(weights: Weights, between: Between, layer: int) -> tuple[Tensor, Tensor]:
+    """The matrix behind ``layer``'s norm and where its product goes."""
+    if layer + 1 == weights.sizes.layers:
+        return weights.normed_hidden, between.hidden
+    return weights.normed_in[layer + 1], between.inner
+
+
+def _active(weights: Weights, between: Between, out: Tensor) -> int:
+    """The first column that goes through SiLU: gates do, and the head's hidden units."""
+    return 0 if out is between.hidden else weights.sizes.d_inner
 
 
 def _normed(
@@ -78,15 +121,14 @@ def _normed(
     matrix: Tensor,
     out: Tensor,
 ) -> None:
-    """The product of the residual stream's norm with ``matrix``; gates and head through SiLU."""
+    """The product of the residual stream's norm with ``matrix``."""
     sizes, columns = weights.sizes, out.shape[1]
     block = divisor(columns, plan.columns)
     normed_kernel[(triton.cdiv(len(call.values), plan.tile) * (columns // block),)](
         between.lean, between.squares, matrix, out,
         DM=sizes.d_model, N=columns, EPS=sizes.eps, PARTS=between.squares.shape[1],
         BLOCK=plan.tile, BN=block, BK=divisor(sizes.d_model, plan.deep), STAGES=plan.stages,
-        ACTIVE=0 if out is between.hidden else sizes.d_inner, num_warps=plan.warps,
-        **_options(weights, pdl),
+        ACTIVE=_active(weights, between, out), num_warps=plan.warps, **_options(weights, pdl),
     )  # fmt: skip
 
 

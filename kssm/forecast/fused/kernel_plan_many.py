@@ -15,8 +15,11 @@ from kssm.forecast.fused.weights import Weights, divisor
 OUTPUTS = 10
 """Of the head, for each horizon."""
 
-_SOME_ROWS = 16384
-"""Up to so many rows smaller tiles keep the whole GPU busy."""
+_SOME_ROWS = 4096
+"""Up to so many rows small programs of one product each keep the whole GPU busy."""
+
+_TWO_LANES = 32768
+"""From so many rows on two halves take turns: one's products run beside the other's states."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class ManyPlan:
         deep, stages: numbers of a row that a product takes at a time; prefetch of the next ones.
         select_tile, select_warps, splits: rows a program of the selection, its warps, and programs
             that share its columns (a divisor of three times the groups).
+        dense_tile, dense_warps, dense_stages: rows a program of all products between two
+            recurrences, its warps and prefetch; 0 rows for a kernel each.
+        dense_columns: columns of the three that it computes at a time.
         rows, row_warps: rows a program that streams states, its warps.
         head_rows, horizons: rows and horizons a program that writes forecasts.
     """
@@ -47,6 +53,10 @@ class ManyPlan:
     select_tile: int = 128
     select_warps: int = 8
     splits: int = 1
+    dense_tile: int = 0
+    dense_warps: int = 4
+    dense_stages: int = 4
+    dense_columns: tuple[int, int, int] = (32, 16, 32)
     rows: int = 8
     row_warps: int = 4
     head_rows: int = 4
@@ -55,7 +65,8 @@ class ManyPlan:
     @property
     def room(self) -> int:
         """Scratch memory has room for whole tiles of every kind."""
-        return max(self.tile, self.sum_tile, self.select_tile, self.rows, self.head_rows, 16)
+        tiles = (self.tile, self.sum_tile, self.select_tile, self.dense_tile)
+        return max(*tiles, self.rows, self.head_rows, 16)
 
 
 class Between(NamedTuple):
@@ -108,4 +119,8 @@ def plan_many(rows: int, weights: Weights) -> ManyPlan:
             tile=64, columns=64, warps=4, sum_tile=64, sum_columns=64, sum_warps=4,
             select_tile=64, select_warps=4, splits=3,
         )  # fmt: skip
-    return ManyPlan(sum_tile=64, sum_warps=4)
+    if rows < _TWO_LANES:
+        return ManyPlan(
+            tile=64, columns=64, warps=4, select_tile=64, select_warps=4, splits=3, dense_tile=64
+        )
+    return ManyPlan(chunk=triton.cdiv(rows, 256) * 128, lanes=2, dense_tile=64)
