@@ -6,9 +6,9 @@ the last forecast; everything a forecast needs is in it, and it never grows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -57,9 +57,22 @@ class SignalForecaster(ForecastNetwork):
 
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``; the compiled step looks at the weights afresh afterwards."""
+        self._forget()
+        return super().train(mode)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As ``nn.Module.load_state_dict``; the compiled step takes the new weights.
+
+        In inference mode torch does not count what is written to a weight.
+        """
+        self._forget()
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _forget(self) -> None:
         self.native.forget()
         self.fused.forget()
-        return super().train(mode)
 
     def state_spec(self) -> StateSpec:
         """Shapes and dtypes of one row's state."""
