@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from concurrent.futures import Future
 from typing import Any
 
 from kssm.errors import KSSMError
 from kssm.runtime import Engine
+from service.lanes import Ending
 from service.residency import Live
 from service.sessions import Admitted, Reply, Status
 
@@ -27,7 +27,7 @@ def submit(engine: Engine, live: Live, admitted: Admitted, *, forecasts: bool) -
     )
 
 
-def finish(live: Live, admitted: Admitted, future: asyncio.Future[Any]) -> Reply:
+def finish(live: Live, admitted: Admitted, future: Ending) -> Reply:
     """Commit a frame that the engine has done with; raises what it failed with."""
     try:
         result = future.result()

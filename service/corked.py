@@ -10,7 +10,8 @@ MOST: Final = 65536
 
 
 class CorkedTransport(asyncio.Transport):
-    """``transport``, but what is written before the event loop's next turn goes out in one piece.
+    """``transport``, but of what is written in one turn of the event loop all but the first bytes
+    go out in one piece, in the next turn.
 
     A system call for every answer costs more than all else that is done for it. Flow control is
     that of ``transport``.
@@ -22,11 +23,14 @@ class CorkedTransport(asyncio.Transport):
         self._loop = loop
         self._held: list[bytes | bytearray | memoryview] = []
         self._bytes = 0
+        self._holding = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send the bytes soon."""
-        if not self._held:
-            self._loop.call_soon(self.flush)
+        """Send the bytes, now or soon."""
+        if not self._holding:
+            self._hold()
+            self._transport.write(data)
+            return
         self._held.append(data)
         self._bytes += len(data)
         if self._bytes >= MOST:
@@ -37,6 +41,17 @@ class CorkedTransport(asyncio.Transport):
         if self._held:
             held, self._held, self._bytes = self._held, [], 0
             self._transport.write(held[0] if len(held) == 1 else b"".join(held))
+
+    def _hold(self) -> None:
+        """Until the loop's next turn."""
+        self._holding = True
+        self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._holding = False
+        if self._held:
+            self._hold()
+            self.flush()
 
     def close(self) -> None:
         """Send what is held back, then close."""

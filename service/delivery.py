@@ -3,39 +3,63 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+logger = logging.getLogger("kssm.service")
+
+
+class Arrival(Generic[T]):
+    """A future of another thread, for one who waits for it on the event loop."""
+
+    __slots__ = ("_callback", "_source")
+
+    def __init__(self, source: Future[T]) -> None:
+        self._source = source
+        self._callback: Callable[[Arrival[T]], object] | None = None
+
+    def add_done_callback(self, callback: Callable[[Arrival[T]], object], /) -> None:
+        """Have ``callback`` called on the loop when the future has ended; there is only one."""
+        assert self._callback is None
+        self._callback = callback
+
+    def result(self) -> T:
+        """What the future ended with, raised if it is an error."""
+        if self._source.cancelled():
+            raise asyncio.CancelledError
+        return self._source.result()
+
+    def tell(self) -> None:
+        """Call whoever waits."""
+        if self._callback is not None:
+            self._callback(self)
 
 
 class Delivery:
     """Futures of another thread for one event loop, which is woken once for many of them.
 
-    ``asyncio.wrap_future`` wakes the loop, a system call, for every future.
+    ``asyncio.wrap_future`` wakes the loop, a system call, for every future, and takes two of the
+    loop's turns to tell who waits.
     """
 
     def __init__(self) -> None:
-        self._arrived: deque[tuple[asyncio.Future[Any], Future[Any]]] = deque()
+        self._arrived: deque[Arrival[Any]] = deque()
         self._woken = False
 
-    def wrap(self, source: Future[T]) -> asyncio.Future[T]:
-        """A future of the running loop that ends as ``source`` does.
+    def expect(self, source: Future[T]) -> Arrival[T]:
+        """What ends on the running loop as ``source`` does."""
+        loop, arrival = asyncio.get_running_loop(), Arrival(source)
+        source.add_done_callback(lambda _: self._arrive(arrival, loop))
+        return arrival
 
-        Cancelling it does not cancel ``source``.
-        """
-        loop = asyncio.get_running_loop()
-        target: asyncio.Future[T] = loop.create_future()
-        source.add_done_callback(partial(self._arrive, target, loop))
-        return target
-
-    def _arrive(
-        self, target: asyncio.Future[T], loop: asyncio.AbstractEventLoop, source: Future[T]
-    ) -> None:
-        """Runs wherever ``source`` was settled."""
-        self._arrived.append((target, source))
+    def _arrive(self, arrival: Arrival[Any], loop: asyncio.AbstractEventLoop) -> None:
+        """Runs wherever the future was settled."""
+        self._arrived.append(arrival)
         if not self._woken and not loop.is_closed():
             self._woken = True
             loop.call_soon_threadsafe(self._deliver)
@@ -43,15 +67,7 @@ class Delivery:
     def _deliver(self) -> None:
         self._woken = False  # first: whoever comes from here on wakes the loop again
         while self._arrived:
-            target, source = self._arrived.popleft()
-            if not target.done():
-                _copy(source, target)
-
-
-def _copy(source: Future[T], target: asyncio.Future[T]) -> None:
-    if source.cancelled():
-        target.cancel()
-    elif (error := source.exception()) is not None:
-        target.set_exception(error)
-    else:
-        target.set_result(source.result())
+            try:
+                self._arrived.popleft().tell()
+            except Exception:
+                logger.exception("nobody could be told of a result")

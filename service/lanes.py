@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from kssm.errors import CapacityError
 from service.errors import draining
@@ -19,17 +19,36 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
+class Ending(Protocol):
+    """What ends once: a future of the event loop, or what arrives from another thread."""
+
+    def add_done_callback(self, callback: Callable[[Any], object], /) -> object:
+        """Have ``callback`` called on the loop, with this."""
+        ...
+
+    def result(self) -> Any:
+        """What it ended with, raised if it is an error."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Started(Generic[T]):
-    """A job under way. ``finish`` turns the done future into the job's result (or raises)."""
+    """A job under way. ``finish`` turns its end into the job's result (or raises)."""
 
-    future: asyncio.Future[Any]
-    finish: Callable[[asyncio.Future[Any]], T]
+    future: Ending
+    finish: Callable[[Ending], T]
 
 
 def in_task(work: Coroutine[Any, Any, T]) -> Started[T]:
     """A job that needs several steps and runs as a task of its own."""
     return Started(asyncio.ensure_future(work), _result)
+
+
+def finished(started: Started[T]) -> asyncio.Future[T]:
+    """A future of the job's result."""
+    outer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    started.future.add_done_callback(lambda inner: _settle(inner, started.finish, outer))
+    return outer
 
 
 def at_once(result: T) -> Started[T]:
@@ -108,8 +127,8 @@ class Lane:
 
     def _done(
         self,
-        inner: asyncio.Future[Any],
-        finish: Callable[[asyncio.Future[Any]], T],
+        inner: Ending,
+        finish: Callable[[Ending], T],
         outer: asyncio.Future[T],
     ) -> None:
         self._running = False
@@ -118,8 +137,8 @@ class Lane:
 
 
 def _settle(
-    inner: asyncio.Future[Any],
-    finish: Callable[[asyncio.Future[Any]], T],
+    inner: Ending,
+    finish: Callable[[Ending], T],
     outer: asyncio.Future[T],
 ) -> None:
     try:
@@ -135,5 +154,5 @@ def _settle(
             outer.set_result(result)
 
 
-def _result(future: asyncio.Future[T]) -> T:
+def _result(future: Ending) -> Any:
     return future.result()

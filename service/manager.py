@@ -19,7 +19,7 @@ from kssm.runtime import Engine
 from service.applying import attach, finish, status, submit
 from service.delivery import Delivery
 from service.errors import draining
-from service.lanes import Started, at_once, failed, in_task
+from service.lanes import Started, at_once, failed, finished, in_task
 from service.limits import check_query
 from service.opening import new_id, open_session, parse_request
 from service.records import clock_from_meta, clock_to_meta
@@ -231,9 +231,7 @@ class SessionManager:
 
     async def _append_cold(self, entry: Entry, frame: Frame, attachment: int | None) -> Reply:
         live = await self._residency.live(entry)
-        started = self._append_live(live, frame, attachment)
-        await asyncio.wait([started.future])
-        return started.finish(started.future)
+        return await finished(self._append_live(live, frame, attachment))
 
     def _append_live(self, live: Live, frame: Frame, attachment: int | None) -> Started[Reply]:
         session = live.session
@@ -243,7 +241,7 @@ class SessionManager:
         if isinstance(admitted, Reply):
             return at_once(admitted)
         future = submit(self._engine, live, admitted, forecasts=self.vocabulary is None)
-        return Started(self._delivery.wrap(future), partial(finish, live, admitted))
+        return Started(self._delivery.expect(future), partial(finish, live, admitted))
 
     async def _create(self, tenant: str, request: SessionCreate) -> Status:
         if request.model not in {None, self.model}:

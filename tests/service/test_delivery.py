@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from concurrent.futures import Future
 from typing import Any
@@ -13,9 +14,25 @@ from kssm.errors import InvalidInputError
 from service.delivery import Delivery
 
 
+def ended(delivery: Delivery, source: Future[int]) -> asyncio.Future[int]:
+    """What a lane makes of an arrival."""
+    outer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def settle(arrival: Any) -> None:
+        try:
+            outer.set_result(arrival.result())
+        except asyncio.CancelledError:
+            outer.cancel()
+        except InvalidInputError as error:
+            outer.set_exception(error)
+
+    delivery.expect(source).add_done_callback(settle)
+    return outer
+
+
 async def test_futures_end_as_their_sources_do():
     delivery, sources = Delivery(), [Future[int]() for _ in range(4)]
-    ends = [delivery.wrap(source) for source in sources]
+    ends = [ended(delivery, source) for source in sources]
     sources[0].set_result(7)
     sources[1].set_exception(InvalidInputError("bad", code="wrong_shape"))
     sources[2].cancel()
@@ -27,12 +44,12 @@ async def test_futures_end_as_their_sources_do():
     assert not ends[3].done()
 
 
-async def test_a_cancelled_future_leaves_its_source_alone():
+async def test_a_source_that_has_ended_already_arrives_later():
     delivery, source = Delivery(), Future[int]()
-    end = delivery.wrap(source)
-    assert end.cancel()
     source.set_result(1)
-    assert await delivery.wrap(source) == 1
+    end = ended(delivery, source)
+    assert not end.done()
+    assert await end == 1
 
 
 async def test_results_that_come_together_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch):
@@ -40,7 +57,7 @@ async def test_results_that_come_together_wake_the_loop_once(monkeypatch: pytest
     wake = loop.call_soon_threadsafe
     monkeypatch.setattr(loop, "call_soon_threadsafe", lambda call: woken.append(1) or wake(call))
     delivery, sources = Delivery(), [Future[int]() for _ in range(50)]
-    ends = [delivery.wrap(source) for source in sources]
+    ends = [ended(delivery, source) for source in sources]
     for number, source in enumerate(sources):  # the loop has no turn in between
         source.set_result(number)
     assert await asyncio.gather(*ends) == list(range(50))
@@ -50,7 +67,7 @@ async def test_results_that_come_together_wake_the_loop_once(monkeypatch: pytest
 async def test_nothing_is_lost_between_threads():
     delivery, count = Delivery(), 3000
     sources: list[Future[int]] = [Future() for _ in range(count)]
-    ends = [delivery.wrap(source) for source in sources]
+    ends = [ended(delivery, source) for source in sources]
 
     def settle(first: int) -> None:
         for number in range(first, count, 3):
@@ -65,11 +82,27 @@ async def test_nothing_is_lost_between_threads():
         thread.join()
 
 
+async def test_a_listener_that_fails_costs_nobody_else_a_result(caplog: pytest.LogCaptureFixture):
+    delivery, sources = Delivery(), [Future[int]() for _ in range(3)]
+
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    delivery.expect(sources[0])  # nobody waits for this one
+    delivery.expect(sources[1]).add_done_callback(fail)
+    end = ended(delivery, sources[2])
+    for source in sources:
+        source.set_result(1)
+    with caplog.at_level(logging.ERROR):
+        assert await end == 1
+    assert "nobody could be told" in caplog.text
+
+
 def test_a_closed_loop_is_left_in_peace():
     delivery, source = Delivery(), Future[Any]()
 
     async def wait() -> None:
-        delivery.wrap(source)
+        delivery.expect(source)
 
     asyncio.run(wait())
     source.set_result(None)
