@@ -71,7 +71,8 @@ def evaluate(
     forecaster = pretrained.load(model, resolve_device(device), weights=chosen)
     output.mkdir(parents=True, exist_ok=True)
     with _forecasts(forecaster, mode, context_length or None, batch_tokens) as forecast:
-        shown = track(files, f"forecasting ({mode})", console=console)
+        hidden = not console.is_terminal
+        shown = track(files, f"forecasting ({mode})", console=console, disable=hidden)
         horizon = forecaster.config.head_horizon
         reports = [_run(file, forecast, output, horizon, max_series) for file in shown]
     setting = {

@@ -55,7 +55,8 @@ def finetune(
     series = read_series(data, TableFormat(column, id_column, timestamp_column))
     model = pretrained.load(checkpoint)
     columns = (TextColumn("{task.description:<8}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task("", total=1.0)
         result = run(
             model,

@@ -67,11 +67,12 @@ def parse_levels(text: str) -> tuple[float, ...]:
 
 
 class Stages(Progress):
-    """A progress bar over ``STAGES`` that is gone when the command has ended."""
+    """A progress bar over ``STAGES`` that is gone when the command has ended; on terminals."""
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description:<18}"), BarColumn(), TimeElapsedColumn())
-        super().__init__(*columns, console=console, transient=True)
+        shown = console.is_terminal
+        super().__init__(*columns, console=console, transient=True, disable=not shown)
         self._done = 0
         self._task = self.add_task("", total=len(STAGES))
 
