@@ -20,7 +20,7 @@ from kssm_client.errors import (
 from kssm_client.rest import RestClient
 from kssm_client.session import AsyncSession
 from kssm_client.sync import Client, Session
-from kssm_client.text import Generated, TextSession, Token, open_text
+from kssm_client.text import Generated, GenerateOptions, TextSession, Token, open_text
 from kssm_client.types import Anomaly, Forecast, SeriesAnomaly, SeriesForecast, SessionInfo
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "ConflictError",
     "ConnectionFailedError",
     "Forecast",
+    "GenerateOptions",
     "Generated",
     "InvalidInputError",
     "KSSMClientError",
