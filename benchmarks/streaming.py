@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 import time
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from websockets.asyncio.client import ClientConnection, connect
 
 APPEND = struct.Struct("<BBHIQ")  # version, kind, flags, handle, seq
+
+SHARING = 128
+"""Most sessions of a connection; a server takes 256 unanswered messages of one."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ async def time_frames(
 ) -> list[float]:
     """Seconds from each frame's sending to its forecast, in the order of ``frames`` [T, sessions].
 
-    All sessions share a connection; each sends its next frame when it has its last forecast.
-    Raises ``RuntimeError`` with the server's words if it answers with anything else.
+    ``SHARING`` sessions share a connection; each sends its next frame when all of these have their
+    last forecasts. Raises ``RuntimeError`` with the server's words if it answers otherwise.
     """
     create = {
         "type": "session.create",
@@ -51,17 +55,28 @@ async def time_frames(
         "quantiles": list(levels),
         "encoding": "binary" if binary else "json",
     }
-    seconds: list[float] = []
-    async with connect(f"ws://127.0.0.1:{port}/v1/stream", compression=None) as connection:
+    address = f"ws://127.0.0.1:{port}/v1/stream"
+    shares = [frames[:, first : first + SHARING] for first in range(0, frames.shape[1], SHARING)]
+    timed = await asyncio.gather(*(_time_connection(address, create, share) for share in shares))
+    return np.concatenate(timed, axis=1).ravel().tolist()
+
+
+async def _time_connection(
+    address: str, create: dict[str, Any], frames: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Seconds [T, sessions] of the sessions of one connection."""
+    seconds: list[list[float]] = []
+    binary = create["encoding"] == "binary"
+    async with connect(address, compression=None) as connection:
         replies = [await _request(connection, create) for _ in range(frames.shape[1])]
         sessions = [Session(reply["session"], reply["handle"], binary) for reply in replies]
         for seq, values in enumerate(frames.tolist()):
             pairs = zip(sessions, values, strict=True)
             messages = [session.frame(seq, value) for session, value in pairs]
-            seconds += await _exchange(connection, messages)
+            seconds.append(await _exchange(connection, messages))
         for session in sessions:
             await _request(connection, {"type": "session.close", "session": session.id})
-    return seconds
+    return np.array(seconds)
 
 
 async def _request(connection: ClientConnection, message: dict[str, Any]) -> dict[str, Any]:
