@@ -88,6 +88,8 @@ class Executor:
             return
         try:
             self._graphs.capture(report)
+            if hasattr(self._forecaster, "forecast_rows"):
+                self.forecast(np.zeros(1, dtype=np.int64), Query(1, (0.5,)))  # compiles the reading
         except Exception:  # noqa: BLE001 (of CUDA or of a compiler: the service goes on without)
             _log.exception("the steps could not be captured")
             self._graphs = None
