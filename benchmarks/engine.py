@@ -5,7 +5,8 @@
 Every session sends its next frame when it has the answer to its last one; all of them do so at
 once. Rows are spread over at most 8,192 sessions of ``--channels`` channels: what a session costs
 on the host is paid once for so many rows. The time includes validation, queues, upload, step,
-download and futures; with ``--forecast`` also a forecast of 24 samples at three levels for every row.
+download and futures; with ``--forecast`` also a forecast of 24 samples at three levels for every
+row.
 """
 
 from __future__ import annotations
