@@ -44,11 +44,13 @@ class FollowUp(NamedTuple):
     """What a step leaves to be done for rows whose clock is a multiple of ``period`` after it.
 
     ``run`` takes the arena, slots [N] (-1 = padding) and those clocks [N] (float64); a row whose
-    clock is another, because its step failed, is left alone.
+    clock is another, because its step failed, is left alone. ``entries`` of the state change at no
+    other time.
     """
 
     period: int
     run: Callable[[State, Tensor, Tensor], None]
+    entries: tuple[str, ...] = ()
 
 
 class MultiResolutionForecaster(ApartForecaster):
@@ -107,7 +109,11 @@ class MultiResolutionForecaster(ApartForecaster):
     @property
     def follow_ups(self) -> tuple[FollowUp, ...]:
         """The rest of ``step_``: a thinned copy's step at every k-th sample, the end of a block."""
-        copies = (FollowUp(k, partial(self._follow_copy, k)) for k in self.config.thinning)
+        single = self.row_spec()
+        copies = (
+            FollowUp(k, partial(self._follow_copy, k), tuple(entry_of(k, name) for name in single))
+            for k in self.config.thinning
+        )
         return (*copies, FollowUp(self._block, self._follow_block))
 
     @torch.inference_mode()

@@ -76,7 +76,7 @@ class Arena:
         self._generations = np.zeros(1, dtype=np.int64)
         self._taken = np.zeros(1, dtype=np.bool_)
         self._replaced = np.zeros(1, dtype=np.bool_)
-        self._pieces: tuple[State, Pieces | None] | None = None
+        self._pieces: tuple[State, dict[frozenset[str], Pieces | None]] | None = None
         self._spare: Tensor | None = None
         self.tensors: State = {name: row.clone() for name, row in fresh.items()}
         self.host: State = {name: row.clone() for name, row in (host or {}).items()}
@@ -141,16 +141,19 @@ class Arena:
         """A copy of everything at ``slots``, the host's entries included."""
         return self.keep(slots)()
 
-    def keep(self, slots: Slots, *, briefly: bool = False) -> Callable[[], State]:
+    def keep(
+        self, slots: Slots, names: Collection[str] | None = None, *, briefly: bool = False
+    ) -> Callable[[], State]:
         """``whole`` as of now, to be taken apart into entries by those who need them.
 
-        ``briefly``: only until rows are kept so again, which saves looking for memory each time.
+        ``names`` are the device's entries to keep, None = all. ``briefly``: only until rows are
+        kept so again, which saves looking for memory each time.
         """
         index = torch.from_numpy(slots)
         kept = {name: tensor.index_select(0, index) for name, tensor in self.host.items()}
-        pieces = self._packed()
+        pieces = self._packed(names)
         if pieces is None:
-            state = self.gather(slots) | kept
+            state = self.gather(slots, names) | kept
             return lambda: state
         packed = pieces.pack(self.index(slots), self._room(pieces, len(slots)) if briefly else None)
         return lambda: pieces.unpack(packed) | kept
@@ -201,14 +204,18 @@ class Arena:
             self._spare = pieces.room(bucket(rows))
         return self._spare
 
-    def _packed(self) -> Pieces | None:
-        """How one kernel copies rows of all the device's entries; None where it cannot."""
+    def _packed(self, names: Collection[str] | None = None) -> Pieces | None:
+        """How one kernel copies rows of the device's entries; None where it cannot."""
         if self._device.type != "cuda" or not triton_installed():
             return None
-        if self._pieces is None or self._pieces[0] is not self.tensors:
+        known, wanted = self._pieces, frozenset(self.tensors if names is None else names)
+        if known is None or known[0] is not self.tensors:
+            known = self._pieces = self.tensors, {}
+        if wanted not in known[1]:
             rows = importlib.import_module("kssm.runtime.kernel_rows")
-            self._pieces = self.tensors, rows.Pieces.of(self.tensors)
-        return self._pieces[1]
+            tables = {name: table for name, table in self.tensors.items() if name in wanted}
+            known[1][wanted] = rows.Pieces.of(tables)
+        return known[1][wanted]
 
     def _tables(self, slots: Slots) -> Iterator[tuple[State, Tensor]]:
         """The entries of the device and of the host, each with the index that fits."""

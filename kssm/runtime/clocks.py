@@ -7,7 +7,7 @@ follows from their clocks, and those move with the steps that the host itself ha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -33,6 +33,11 @@ class FollowUp(Protocol):
 
         A row whose clock is another than the host believes is left alone.
         """
+        ...
+
+    @property
+    def entries(self) -> Collection[str]:
+        """State entries that change at no other time."""
         ...
 
 
@@ -82,12 +87,16 @@ class Clocks:
         self._fetch = fetch
         self._counts = np.zeros(arena.max_rows + 1, dtype=np.int64)
 
-    def advance(self, slots: Slots) -> list[Due]:
-        """Count the next step of ``slots`` [N], not yet queued; what follows it, in order."""
+    def coming(self, slots: Slots) -> NDArray[np.int64]:
+        """What the clocks of ``slots`` [N] will be after their next step."""
         replaced = self._arena.take_replaced(slots)
         if len(replaced):
             self._counts[replaced] = self._fetch(self._arena.gather(replaced, [CLOCK])[CLOCK])[:, 0]
-        counts = self._counts[slots] + 1
+        return self._counts[slots] + 1
+
+    def advance(self, slots: Slots) -> list[Due]:
+        """Count the next step of ``slots`` [N], not yet queued; what follows it, in order."""
+        counts = self.coming(slots)
         self._counts[slots] = counts
         rows = counts % self._common == 0
         slots, clocks = slots[rows], counts[rows]

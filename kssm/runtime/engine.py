@@ -138,9 +138,7 @@ class Engine:
             with self._on_device(), torch.inference_mode():
                 self._executor.prepare(progress)
                 self._ready.set()
-                while (jobs := self._intake.take(self._worker.busy)) is not None:
-                    self._worker.accept(jobs)
-                    self._intake.accepted()
+                while self._take():
                     if self._worker.busy:
                         self._worker.tick()
         except BaseException:  # noqa: BLE001 (whatever it is, nobody may be left waiting)
@@ -150,6 +148,15 @@ class Engine:
             self._ready.set()
             self._executor.close()
             self._abandon()
+
+    def _take(self) -> bool:
+        """Hand new jobs to the worker, which lets go of them one by one; False = stop."""
+        jobs = self._intake.take(self._worker.busy)
+        if jobs is None:
+            return False
+        self._worker.accept(jobs)
+        self._intake.accepted()
+        return True
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Kernels start on the thread's current device, wherever their tensors are."""

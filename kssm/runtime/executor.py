@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kssm.language.sampling import Sampling
 from kssm.runtime.arena import Arena
-from kssm.runtime.clocks import Clocks, Due, clocked
+from kssm.runtime.clocks import CLOCK, Clocks, Due, clocked
 from kssm.runtime.contract import (
     Floats,
     Forecaster,
@@ -29,6 +29,8 @@ from kssm.runtime.transport import Pending, Transport
 from kssm.runtime.validation import Query
 
 _log = logging.getLogger(__name__)
+
+_FEW = 16
 
 _FINE = 4096
 """Larger batches are padded to its multiples: twice as many rows would cost twice the time."""
@@ -66,10 +68,11 @@ class Executor:
         self._transport = Transport(device)
         self._graphs: StepGraphs | None = None
         self._clocks: Clocks | None = None
-        self._clocked = clocked(forecaster) if device.type == "cuda" else None
-        if self._clocked is not None:
-            periods = [follow_up.period for follow_up in self._clocked.follow_ups]
-            self._clocks = Clocks(arena, periods, self.fetch)
+        self._clocked = clocked(forecaster)
+        follow_ups = () if self._clocked is None else tuple(self._clocked.follow_ups)
+        self._seldom = [(follow_up.period, follow_up.entries) for follow_up in follow_ups]
+        if follow_ups and device.type == "cuda":
+            self._clocks = Clocks(arena, [period for period, _ in self._seldom], self.fetch)
         if device.type == "cuda" and graph_rows and weights_of(forecaster) is not None:
             self._graphs = StepGraphs(forecaster, arena, self._transport, graph_rows)
         self.arena = arena
@@ -98,6 +101,34 @@ class Executor:
         """Give the captured graphs' memory back."""
         if self._graphs is not None:
             self._graphs.close()
+
+    def keep(self, slots: Slots, *, once: bool) -> Callable[[], State]:
+        """Rows ``slots`` as they are, to be put back by ``arena.write``.
+
+        ``once``: until the next call, and only what the rows' next step may change.
+        """
+        if not once:
+            return self.arena.keep(slots)
+        return self.arena.keep(slots, self._changing(slots), briefly=True)
+
+    def _changing(self, slots: Slots) -> Collection[str] | None:
+        """The entries that the next step of ``slots`` may change; None = all.
+
+        Few rows are copied sooner than that is found out.
+        """
+        if not self._seldom or len(slots) <= _FEW:
+            return None
+        if self._clocks is not None:
+            clocks = self._clocks.coming(slots)
+        elif self._device.type == "cpu":
+            clocks = self.arena.tensors[CLOCK].numpy()[slots, 0] + 1
+        else:
+            return None
+        resting: set[str] = set()
+        for period, entries in self._seldom:
+            if (clocks % period > 0).all():
+                resting.update(entries)
+        return self.arena.tensors.keys() - resting
 
     def step(
         self,
@@ -133,7 +164,7 @@ class Executor:
 
     def _step(self, slots: Slots, values: Floats, dt: Floats) -> StepOutput:
         moved_values, moved_dt, moved_slots = self._staged(slots, values, dt)
-        model = self._clocked
+        model = None if self._clocks is None else self._clocked
         step = self._forecaster.step_ if model is None else model.step_row_
         return step(moved_values, self.arena.tensors, moved_slots.to(torch.int64), dt=moved_dt)
 

@@ -104,8 +104,8 @@ class Streams:
         if not jobs:
             return
         own = layout if len(jobs) == len(work) else Layout.of(jobs)
-        briefly = all(len(job.values) == 1 for job in jobs)  # until the tick's end, that is
-        rows = self._executor.arena.keep(own.slots, briefly=briefly)
+        once = all(len(job.values) == 1 for job in jobs)
+        rows = self._executor.keep(own.slots, once=once)
         for job, (start, stop) in zip(jobs, own.spans(), strict=True):
             job.held = Held(rows, start, stop)
 

@@ -14,6 +14,7 @@ from kssm.forecast.testing import tiny_forecaster
 from kssm.runtime.arena import Arena
 from kssm.runtime.clocks import Clocks, clocked
 from kssm.runtime.contract import Floats, Slots
+from kssm.runtime.executor import Executor
 from tests.runtime.fakes import SmoothingForecaster
 
 PERIODS = (2, 8, 16)
@@ -97,6 +98,26 @@ def test_a_row_whose_step_failed_is_left_alone() -> None:
         if name.startswith("every") or name in ("clock", "block"):
             assert torch.equal(entry[rig.slots[1]], sick[name]), name
     assert float(rig.arena.tensors["every2.scaler"][rig.slots[0], 0]) == 1.0
+
+
+def test_entries_of_follow_ups_change_at_no_other_time() -> None:
+    """What is kept aside for a step is all that it may change."""
+    model = model_of()
+    arena = Arena(model.state_spec(), model.initial_state(1), rows=40, max_rows=40)
+    executor = Executor(model, arena, torch.device("cpu"), padded=False)
+    slots, generator = arena.allocate(40).slots, np.random.default_rng(0)
+    rested = 0
+    for t in range(70):
+        own = slots[:: 1 + (t // 3) % 2]  # some clocks lag behind
+        before, kept = arena.whole(own), executor.keep(own, once=True)()
+        executor.step(own, generator.normal(50.0, 3.0, len(own)), np.ones(len(own)))
+        after = arena.whole(own)
+        for name, entry in before.items():
+            torch.testing.assert_close(kept.get(name, after[name]), entry, rtol=0, atol=0)
+        rested += len(before) - len(kept)
+    assert rested > 0
+    assert executor.keep(slots, once=False)().keys() == before.keys()
+    assert executor.keep(slots[:3], once=True)().keys() == before.keys()
 
 
 def test_other_forecasters_have_no_follow_ups() -> None:

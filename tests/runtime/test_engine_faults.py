@@ -43,7 +43,9 @@ def test_rows_are_kept_aside_where_the_model_would_not_keep_them(
         key = engine.open(channels).result()
         arena, taken = engine._worker._arena, list[object]()
         keep = arena.keep
-        monkeypatch.setattr(arena, "keep", lambda s, **how: taken.append(s) or keep(s, **how))
+        monkeypatch.setattr(
+            arena, "keep", lambda *what, **how: taken.append(what) or keep(*what, **how)
+        )
         engine.append(key, noise(samples, channels)).result()
         assert len(taken) == copies
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from kssm.errors import NumericalError
 from kssm.forecast.testing import tiny_forecaster
 from kssm.runtime import Engine, EngineConfig
 
@@ -55,3 +56,25 @@ def test_a_state_moves_between_devices() -> None:
             result = engine.append(session, samples[:1], horizon=20, levels=LEVELS).result()
             forecasts.append(result.quantiles)
     np.testing.assert_allclose(forecasts[1], forecasts[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 20])
+def test_a_step_that_fails_leaves_its_session_as_it_was(channels: int) -> None:
+    """Wide sessions are kept aside without what the step would not have changed."""
+    model = tiny_forecaster(thinning=(2, 8)).to("cuda")
+    samples = np.random.default_rng(0).normal(50.0, 3.0, (9, 1, channels))
+    with Engine(model, CONFIG, "cuda") as engine:
+        key, other = engine.open(channels).result(), engine.open(channels).result()
+        for frame in samples:
+            assert np.isfinite(engine.append(key, frame).result().quantiles).all()
+            sound = engine.export(key).result()
+            spoilt = {name: array.copy() for name, array in sound.items()}
+            spoilt["layers.0.state"][-1] = np.nan
+            with torch.inference_mode():  # the thread that owns the arena is idle
+                engine._worker.load(engine._sessions[key], spoilt)
+            fault, neighbour = engine.append(key, frame), engine.append(other, frame)
+            assert isinstance(fault.exception(), NumericalError)
+            assert np.isfinite(neighbour.result().quantiles).all()
+            for name, array in engine.export(key).result().items():
+                np.testing.assert_array_equal(array, spoilt[name], err_msg=name)
+            engine.load(key, sound).result()
