@@ -78,10 +78,16 @@ def add_outer(h, key, value, weight, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def split(exact, KIND: tl.constexpr):
-    """An fp32 number as one of 16 bits and what that one loses."""
-    rounded = exact.to(KIND)
-    return rounded, (exact - rounded.to(tl.float32)).to(KIND)
+def weighed_unrounded(factor, rest, weight):
+    """The product of 16-bit factors and fp32 weights as two numbers of 16 bits, the rounded product
+    and what it has lost; rest: what the factors have lost before (None = nothing)."""
+    coarse = weight.to(factor.dtype)
+    fine = (weight - coarse.to(tl.float32)).to(factor.dtype)
+    product = factor * coarse
+    lost = tl.fma(factor, fine, tl.fma(factor, coarse, -product))
+    if rest is not None:
+        lost = tl.fma(rest, coarse, lost)
+    return product, lost
 
 
 @triton.jit
@@ -89,16 +95,14 @@ def add_outer_unrounded(h, key, rest, value, weight, PRECISION: tl.constexpr):
     """As ``add_outer`` for 16-bit factors: what the weighed one loses when rounded is added too.
     rest: what the key has lost before (None = nothing)."""
     if key.shape[1] > value.shape[1]:
-        weighed, lost = split(value.to(tl.float32) * weight[:, None], value.dtype)
+        weighed, lost = weighed_unrounded(value, None, weight[:, None])
         h = tl.dot(tl.trans(key), weighed, acc=h, input_precision=PRECISION)
         h = tl.dot(tl.trans(key), lost, acc=h, input_precision=PRECISION)
         if rest is not None:
             h = tl.dot(tl.trans(rest), weighed, acc=h, input_precision=PRECISION)
     else:
-        exact = tl.trans(key).to(tl.float32)
-        if rest is not None:
-            exact += tl.trans(rest).to(tl.float32)
-        weighed, lost = split(exact * weight[None, :], key.dtype)
+        rest = tl.trans(rest) if rest is not None else None
+        weighed, lost = weighed_unrounded(tl.trans(key), rest, weight[None, :])
         h = tl.dot(weighed, value, acc=h, input_precision=PRECISION)
         h = tl.dot(lost, value, acc=h, input_precision=PRECISION)
     return h

@@ -101,7 +101,7 @@ def passing(met, read, pushed, carried, t, Q: tl.constexpr):
 
 @triton.jit
 def head_backward(
-    db, dc, b, c, x, dy, state, dstate, decay, weight, total, carried, t,
+    db, dc, scores, b, c, x, dy, state, dstate, decay, weight, total, carried, t,
     Q: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The part of one head in a chunk: db and dc with its part added; its dx, ddecay and dweight.
@@ -120,7 +120,6 @@ def head_backward(
     pushed = tl.sum(push * b.to(tl.float32), axis=1)
     db += push
     kept = kept_between(decay, weight, t)
-    scores = tl.dot(c, tl.trans(b), input_precision=PRECISION)
     asked = tl.dot(dy, tl.trans(x), input_precision=PRECISION) * kept
     met = asked * scores
     asked_by, asked_of = tl.sum(met, axis=1), tl.sum(met, axis=0)
@@ -152,8 +151,8 @@ def read_state(source, own, W: tl.constexpr, P: tl.constexpr, TILED: tl.constexp
 
 @triton.jit(do_not_specialize=["tokens", "chunks"])
 def chunk_backward_kernel(
-    x_ptr, dy_ptr, b_ptr, c_ptr, decay_ptr, weight_ptr, lengths_ptr, state_ptr, dstate_ptr,
-    carried_ptr, dx_ptr, db_ptr, dc_ptr, ddecay_ptr, dweight_ptr,
+    x_ptr, dy_ptr, b_ptr, c_ptr, b_rest_ptr, c_rest_ptr, decay_ptr, weight_ptr, lengths_ptr,
+    state_ptr, dstate_ptr, carried_ptr, dx_ptr, db_ptr, dc_ptr, ddecay_ptr, dweight_ptr,
     row_x, row_dy, tokens, chunks,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, W: tl.constexpr, Q: tl.constexpr,
     PARTS: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
@@ -184,6 +183,14 @@ def chunk_backward_kernel(
     stop = begin + heads
     if lengths_ptr is not None:
         stop = tl.where(room > 0, stop, begin)
+    b = read(b_ptr, first, group * W, t, room, G * W, W, TILED)
+    c = read(c_ptr, first, group * W, t, room, G * W, W, TILED)
+    scores = tl.dot(c, tl.trans(b), input_precision=PRECISION)
+    if b_rest_ptr is not None:
+        rest = read(b_rest_ptr, first, group * W, t, room, G * W, W, TILED)
+        scores = tl.dot(c, tl.trans(rest), acc=scores, input_precision=PRECISION)
+        rest = read(c_rest_ptr, first, group * W, t, room, G * W, W, TILED)
+        scores = tl.dot(rest, tl.trans(b), acc=scores, input_precision=PRECISION)
     for head in tl.range(begin, stop, num_stages=STAGES):
         b = read(b_ptr, first, group * W, t, room, G * W, W, TILED)
         c = read(c_ptr, first, group * W, t, room, G * W, W, TILED)
@@ -194,7 +201,7 @@ def chunk_backward_kernel(
         dstate = read_state(dstate_ptr, own, W, P, TILED)
         gate = (row * H + head).to(tl.int64) * (chunks * Q) + chunk * Q
         db, dc, dx, ddecay, dweight = head_backward(
-            db, dc, b, c, x, dy, state, dstate,
+            db, dc, scores, b, c, x, dy, state, dstate,
             tl.load(decay_ptr + gate + t), tl.load(weight_ptr + gate + t),
             tl.load(decay_ptr + gate + Q - 1), tl.load(carried_ptr + own),
             t, Q, DIRECT, PRECISION,

@@ -14,6 +14,7 @@ from kssm.ops.matrix_scan.kernel_chunks import combine_kernel, states_kernel, wa
 from kssm.ops.matrix_scan.kernel_plan import (
     Plan,
     Tuning,
+    Walk,
     best_plan,
     fetches_tiles,
     processors,
@@ -77,15 +78,22 @@ class Chunked:
 
     @property
     def plan(self) -> Plan:
-        """How the walks along this call's rows are cut."""
+        """How the walk along this call's rows is cut."""
+        return self._plan(self.tuning.tiles if self.tiled else self.tuning.walks)
+
+    @property
+    def plan_back(self) -> Plan:
+        """How the walks for gradients are: where 16 bits matter they find their own starts."""
+        return self.plan if self.exact else self._plan((self.tuning.states,))
+
+    def _plan(self, builds: tuple[Walk, ...]) -> Plan:
         walks = self.x.shape[0] * self.x.shape[2]
-        builds = self.tuning.tiles if self.tiled else self.tuning.walks
         return best_plan(walks, self.chunks, processors(self.x.device), builds)
 
 
 def forward(scan: Chunked) -> tuple[Tensor, Tensor, Tensor | None]:
     """y, the state [B, H, W, P] behind every row, and the segments' starts [B, S, H, W, P]."""
-    starts = segment_starts(scan, rounded=True)
+    starts = segment_starts(scan, scan.plan, rounded=True)
     segments, span, build = scan.plan
     batch, tokens, heads, size = scan.x.shape
     y = output(scan.x, scan.lengths)
@@ -123,40 +131,39 @@ def _tiles(scan: Chunked, tensor: Tensor, shape: list[int], row: int, tile: list
     return descriptor(tensor, shape, [row, 1], tile)
 
 
-def segment_starts(scan: Chunked, *, rounded: bool) -> Tensor | None:
+def segment_starts(scan: Chunked, plan: Plan, *, rounded: bool) -> Tensor | None:
     """The state before each segment [B, S, H, W, P]; None = zeros. See also ``walk_states``."""
-    if scan.plan.segments == 1:
+    if plan.segments == 1:
         return None if scan.initial is None else scan.initial.unsqueeze(1)
-    ends = segment_ends(scan)
-    walk_states(scan, None, None, ends, rounded=rounded)
-    return combined(scan, ends, scan.initial, back=False)
+    ends = segment_ends(scan, plan)
+    walk_states(scan, plan, None, None, ends, rounded=rounded)
+    return combined(ends, scan.initial, back=False)
 
 
-def segment_ends(scan: Chunked) -> tuple[Tensor, Tensor]:
+def segment_ends(scan: Chunked, plan: Plan) -> tuple[Tensor, Tensor]:
     """Memory for where segments end [B, S, H, W, P] and their decays [B, S, H]."""
     sizes = scan.sizes
-    shape = (scan.x.shape[0], scan.plan.segments, sizes["H"])
+    shape = (scan.x.shape[0], plan.segments, sizes["H"])
     fp32 = {"dtype": torch.float32}
     new = scan.x.new_empty
     return new(*shape, sizes["W"], sizes["P"], **fp32), new(*shape, **fp32)
 
 
-def combined(
-    scan: Chunked, ends: tuple[Tensor, Tensor], initial: Tensor | None, *, back: bool
-) -> Tensor:
+def combined(ends: tuple[Tensor, Tensor], initial: Tensor | None, *, back: bool) -> Tensor:
     """Where each segment starts, from where each would end on its own."""
     starts = torch.empty_like(ends[0])
     size = starts.shape[3] * starts.shape[4]
     block = min(size, 1024)
     heads = starts.shape[2]
     combine_kernel[(starts.shape[0] * heads * (size // block),)](
-        *ends, initial, starts, scan.plan.segments, SIZE=size, H=heads, BLOCK=block, BACK=back
+        *ends, initial, starts, starts.shape[1], SIZE=size, H=heads, BLOCK=block, BACK=back
     )
     return starts
 
 
 def walk_states(
     scan: Chunked,
+    plan: Plan,
     starts: Tensor | None,
     kept: Tensor | None,
     ends: tuple[Tensor, Tensor] | None,
@@ -165,13 +172,14 @@ def walk_states(
 ) -> None:
     """See ``states_kernel``; ``rounded`` products of 16-bit factors are quicker."""
     rest = None if rounded or scan.b_rest is None else tiled(scan, scan.b_rest)
-    segments, span, _ = scan.plan
+    segments, span, _ = plan
+    build = scan.tuning.starts if rounded else scan.tuning.states.build
     grid = (scan.x.shape[0] * segments * scan.x.shape[2],)
     states_kernel[grid](
         tiled(scan, scan.b), rest, tiled(scan, scan.x), scan.decay, scan.weight, scan.lengths,
         starts, kept, *(ends or (None, None)),
         scan.x.stride(1), scan.tokens, scan.chunks, segments, span,
-        TILED=scan.tiled, ROUNDED=rounded or scan.exact, **scan.sizes, **scan.tuning.states.options,
+        TILED=scan.tiled, ROUNDED=rounded or scan.exact, **scan.sizes, **build.options,
     )  # fmt: skip
 
 

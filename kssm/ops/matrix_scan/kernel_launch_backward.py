@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def backward(
     db, dc = (scan.x.new_empty(parts, *scan.b.shape, **fp32) for _ in range(2))
     ddecay, dweight = (torch.empty_like(scan.decay, **fp32) for _ in range(2))
     chunk_backward_kernel[(batch * chunks * groups * parts,)](
-        *(tiled(scan, t) for t in (scan.x, dy, scan.b, scan.c)),
+        *(tiled(scan, t) for t in (scan.x, dy, scan.b, scan.c)), *_rests(scan),
         scan.decay, scan.weight, scan.lengths,
         tiled_states(scan, states), tiled_states(scan, adjoints.kept), adjoints.carried,
         tiled(scan, dx), db, dc, ddecay, dweight,
@@ -73,12 +73,17 @@ def backward(
 def _states(scan: Chunked, starts: Tensor | None) -> Tensor:
     """States before each chunk and behind the last [B, K + 1, H, W, P], in x's dtype."""
     if not scan.exact:
-        starts = segment_starts(scan, rounded=False)
+        starts = segment_starts(scan, scan.plan_back, rounded=False)
     sizes = scan.sizes
     shape = (scan.chunks + 1, sizes["H"], sizes["W"], sizes["P"])
     kept = scan.x.new_empty(scan.x.shape[0], *shape)
-    walk_states(scan, starts, kept, None, rounded=False)
+    walk_states(scan, scan.plan_back, starts, kept, None, rounded=False)
     return kept
+
+
+def _rests(scan: Chunked) -> list[Any]:
+    """What b and c have lost, as the kernels read it."""
+    return [None if t is None else tiled(scan, t) for t in (scan.b_rest, scan.c_rest)]
 
 
 class _Adjoints(NamedTuple):
@@ -95,16 +100,16 @@ def _adjoints(
 ) -> _Adjoints:
     sizes = scan.sizes
     behind = None if dfinal is None else dfinal.unsqueeze(1)
-    if scan.plan.segments > 1:
-        ends = segment_ends(scan)
+    if scan.plan_back.segments > 1:
+        ends = segment_ends(scan, scan.plan_back)
         _walk_adjoints(scan, dy, None, None, (None, None, None), ends)
-        behind = combined(scan, ends, dfinal, back=True)
+        behind = combined(ends, dfinal, back=True)
     shape = (scan.x.shape[0], scan.chunks, sizes["H"])
     new, fp32 = scan.x.new_empty, {"dtype": torch.float32}
     kept = new(*shape, sizes["W"], sizes["P"])
     carried = new(shape, **fp32)
     flow = new(*shape, sizes["W"], **fp32) if turning else None
-    ends = segment_ends(scan)
+    ends = segment_ends(scan, scan.plan_back)
     _walk_adjoints(scan, dy, behind, states, (kept, carried, flow), ends)
     return _Adjoints(kept, carried, flow, ends[0][:, 0])
 
@@ -118,12 +123,12 @@ def _walk_adjoints(
     ends: tuple[Tensor, Tensor],
 ) -> None:
     """See ``adjoints_kernel``."""
-    segments, span, _ = scan.plan
+    segments, span, _ = scan.plan_back
     grid = (scan.x.shape[0] * segments * scan.x.shape[2],)
-    rest = None if scan.c_rest is None else tiled(scan, scan.c_rest)
+    _, rest = _rests(scan)
     adjoints_kernel[grid](
         tiled(scan, scan.c), rest, tiled(scan, dy), scan.decay, scan.lengths,
         starts, states, *results, *ends,
         dy.stride(1), scan.tokens, scan.chunks, segments, span,
-        TILED=scan.tiled, ROUNDED=scan.exact, **scan.sizes, **scan.tuning.states.options,
+        TILED=scan.tiled, ROUNDED=scan.exact, **scan.sizes, **scan.tuning.states.build.options,
     )  # fmt: skip

@@ -24,7 +24,7 @@ class Build(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """A build of the kernel that computes outputs.
+    """A build of a kernel that walks along chunks.
 
     Attributes:
         fit: programs of it that a multiprocessor holds at the same time.
@@ -40,7 +40,8 @@ class Tuning:
 
     Attributes:
         walks: builds of the kernel that computes outputs, of which the quickest is taken.
-        states: of those that walk along states and their adjoints.
+        starts: of the one that finds where segments start.
+        states: of those that walk along states and their adjoints for gradients.
         back: of the one that computes gradients.
         chunk: tokens of a chunk.
         tiles: as walks, for builds whose tiles a GPU's memory unit fetches on its own (TMA);
@@ -48,7 +49,8 @@ class Tuning:
     """
 
     walks: tuple[Walk, ...]
-    states: Build
+    starts: Build
+    states: Walk
     back: Build
     chunk: int = 64
     tiles: tuple[Walk, ...] = ()
@@ -61,13 +63,16 @@ def tuned(dtype: torch.dtype, values: int, width: int) -> Tuning:
     """
     if dtype == torch.float32:
         # Without a number ptxas compiles the last one for 32 registers and spills all others.
-        return Tuning((Walk(Build(4, 1), 2),), Build(4, 1), Build(8, 1, 255), chunk=32)
+        walk = Walk(Build(4, 1), 2)
+        return Tuning((walk,), walk.build, walk, Build(8, 1, 255), chunk=32)
     if width * values > 128 * 64:
-        return Tuning((Walk(Build(8, 2), 1),), Build(8, 1), Build(8, 1))
+        return Tuning((Walk(Build(8, 2), 1),), Build(8, 1), Walk(Build(8, 1), 1), Build(8, 1))
     if width * values > 64 * 64:
-        return Tuning((Walk(Build(4, 2), 2),), Build(4, 2, 168), Build(8, 2))
+        walks, starts = (Walk(Build(4, 2), 2),), Build(4, 2, 168)
+        return Tuning(walks, starts, Walk(Build(8, 1), 2), Build(8, 2))
     tiles = (Walk(Build(4, 3), 2),) if width == values == 64 else ()
-    return Tuning((Walk(Build(4, 3, 168), 3),), Build(4, 3), Build(4, 2), tiles=tiles)
+    walks, states = (Walk(Build(4, 3, 168), 3),), Walk(Build(4, 2), 3)
+    return Tuning(walks, Build(4, 3), states, Build(4, 2), tiles=tiles)
 
 
 class Plan(NamedTuple):
