@@ -1,7 +1,7 @@
 // Runs layers.cu on a CPU: a thread for every thread of a program, one program after the other.
 // "kernel.inc" is its text.
 //
-// Products are computed as the machine does as far as memory goes: a gang's operands are put
+// Products are computed as the machine does as far as memory goes: operands are put
 // together from its threads' words, weights are found through descriptors and their swizzle.
 
 #include <atomic>
@@ -29,19 +29,23 @@ struct uint4 { u32 x, y, z, w; };
 static thread_local Index threadIdx, blockIdx;
 static Index gridDim;
 static unsigned char* memory;
-static std::vector<std::unique_ptr<std::barrier<>>> warps, gangs;
+static std::vector<std::unique_ptr<std::barrier<>>> warps;
+static std::barrier<>* everyone;
 static std::vector<float> handed;
-static float operands[2][64][16];
+static float operands[64][16];
 
 static float2 make_float2(float x, float y) { return {x, y}; }
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
 template <class T> static T __ldg(const T* place) { return *place; }
-template <class T> static T __ldcg(const T* place) { return *place; }
-template <class T> static void __stcg(T* place, T value) { *place = value; }
+template <class T> static void store_once(T* place, T value, bool there) {
+  if (there) *place = value;
+}
 static float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static float exp2_fast(float x) { return exp2f(x); }
 static float reciprocal(float x) { return 1.0f / x; }
+static float least(float x, float y) { return x != x || x < y ? x : y; }
+static float greatest(float x, float y) { return x != x || x > y ? x : y; }
 
 static float __int_as_float(int bits) {
   float x;
@@ -65,7 +69,7 @@ static float half_value(unsigned short bits) {
 static u32 pack(float low, float high) { return half_bits(low) | half_bits(high) << 16; }
 static float2 unpack(u32 word) { return {half_value(word), half_value(word >> 16)}; }
 static void __syncwarp() { warps[threadIdx.x / 32]->arrive_and_wait(); }
-static void gang_barrier() { gangs[threadIdx.x / 128]->arrive_and_wait(); }
+static void __syncthreads() { everyone->arrive_and_wait(); }
 
 static float __shfl_xor_sync(u32, float value, int bit) {
   handed[threadIdx.x] = value;
@@ -89,11 +93,10 @@ static void prepare(u64* place, u32 count) {
   barrier(place).missing = barrier(place).count = count;
 }
 
-static std::barrier<>* everyone;
-static void barriers_prepared() { everyone->arrive_and_wait(); }
+static void barriers_prepared() { __syncthreads(); }
 
-static void arrive(u64* place, bool wanted) {
-  if (!wanted || barrier(place).missing.fetch_sub(1) != 1) return;
+static void arrive(u64* place) {
+  if (barrier(place).missing.fetch_sub(1) != 1) return;
   barrier(place).missing = barrier(place).count;
   barrier(place).turns++;
 }
@@ -105,12 +108,20 @@ static bool is_over(u64* place, u32 parity) {
 }
 
 static void copy_piece(void* to, const void* from, u64* place, bool wanted) {
-  if (wanted) memcpy(to, from, 16384);
-  arrive(place, wanted);
+  if (!wanted) return;
+  memcpy(to, from, 16384);
+  arrive(place);
 }
 
-static void ask_for(const void* from, int bytes) {
-  if (reinterpret_cast<u64>(from) % 16 || bytes % 16) abort();
+static u64 used_once() { return 0; }
+static void end_copies() {}
+static void await_copies() {}
+
+template <class T>
+static void copy_ahead(T* to, const float* from, bool there, u64) {
+  if (reinterpret_cast<u64>(from) % sizeof(T) || reinterpret_cast<u64>(to) % sizeof(T)) abort();
+  memset(to, 0, sizeof(T));
+  if (there) memcpy(to, from, sizeof(T));
 }
 
 static u64 descriptor(const void* place) {
@@ -123,16 +134,15 @@ static void await_products() {}
 
 template <int N>
 static void multiply(float (&d)[N], const u32 (&a)[4], u64 weights) {
-  float(&rows)[64][16] = operands[threadIdx.x / 128];
-  const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
   const int column = lane % 4 * 2;
-  gang_barrier();
+  __syncthreads();
   for (int i = 0; i < 4; ++i) {
     float2 pair = unpack(a[i]);
-    rows[row + i % 2 * 8][column + i / 2 * 8] = pair.x;
-    rows[row + i % 2 * 8][column + i / 2 * 8 + 1] = pair.y;
+    operands[row + i % 2 * 8][column + i / 2 * 8] = pair.x;
+    operands[row + i % 2 * 8][column + i / 2 * 8 + 1] = pair.y;
   }
-  gang_barrier();
+  __syncthreads();
   const u64 start = (weights & 0x3fff) << 4, eight_rows = (weights >> 32 & 0x3fff) << 4;
   for (int i = 0; i < N; ++i) {
     const int n = i / 4 * 8 + column + i % 2;
@@ -141,7 +151,7 @@ static void multiply(float (&d)[N], const u32 (&a)[4], u64 weights) {
       place ^= (place >> 7 & 7) << 4;
       unsigned short weight;
       memcpy(&weight, memory + place, sizeof weight);
-      d[i] += rows[row + i / 2 % 2 * 8][k] * half_value(weight);
+      d[i] += operands[row + i / 2 % 2 * 8][k] * half_value(weight);
     }
   }
 }
@@ -155,9 +165,8 @@ extern "C" void run(const Arguments* args, int programs, int threads, int shared
   handed.resize(threads);
   std::barrier<> all(threads);
   everyone = &all;
-  warps.clear(), gangs.clear();
+  warps.clear();
   for (int i = 0; i < threads / 32; ++i) warps.push_back(std::make_unique<std::barrier<>>(32));
-  for (int i = 0; i < threads / 128; ++i) gangs.push_back(std::make_unique<std::barrier<>>(128));
   for (int program = 0; program < programs; ++program) {
     memset(memory, 0xff, shared_bytes);
     std::vector<std::thread> running;

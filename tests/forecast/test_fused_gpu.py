@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -55,6 +56,31 @@ def test_steps_equal_those_of_torch(name: str, tolerance: float, rows: int) -> N
         torch.testing.assert_close(found.tail[live], expected.tail[live], rtol=0.05, atol=tolerance)
     for entry, wanted in ((mine[key][1:], reference[key][1:]) for key in mine):
         assert float((entry - wanted).abs().max() / wanted.abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("rows", [5000, 33000])
+@pytest.mark.parametrize("together", [True, False])
+@torch.inference_mode()
+def test_many_rows_either_way(together: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All layers as one kernel, and each phase as one: like torch, each row by itself."""
+    launching = importlib.import_module("kssm.forecast.fused.kernel_launch_many")
+    monkeypatch.setattr(launching, "LAYERS_ROWS", 1 if together else 1 << 60)
+    model = at_one_resolution(pretrained.load("kssm-signal-base", "cuda"))
+    weights = model.fused.current(model)
+    assert weights is not None
+    assert weights.pieces is not None or torch.cuda.get_device_capability() != (9, 0)
+    mine, reference, values = fed(model, rows)
+    again = {name: entry.clone() for name, entry in mine.items()}
+    slots = torch.randperm(rows).cuda() + 1
+    model.step_(values, mine, slots)
+    model.step_torch_(values, reference, slots)
+    for key in mine:
+        difference = (mine[key][1:] - reference[key][1:]).abs().max()
+        assert float(difference / reference[key][1:].abs().max()) < 3e-3
+    some = torch.randperm(rows)[: rows - 137].cuda()
+    model.step_(values[some], again, slots[some])
+    for key in mine:
+        assert torch.equal(again[key][slots[some]], mine[key][slots[some]])
 
 
 @torch.inference_mode()

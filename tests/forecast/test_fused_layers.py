@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,11 @@ pytest.importorskip("triton")
 
 from kssm.forecast.fused import kernel_layers
 from kssm.forecast.fused.kernel_call import Call
-from kssm.forecast.fused.kernel_layers import LayersPlan, compiled, fits, pieces_of, run_layers
+from kssm.forecast.fused.kernel_layers import fits, pieces_of, run_layers
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU for it")
 
 ROWS = 70
-PLANS = [pytest.param(LayersPlan(1, 4), id="apart"), pytest.param(LayersPlan(2, 8), id="shared")]
 
 
 @pytest.fixture(scope="module")
@@ -48,26 +48,24 @@ def model() -> SignalForecaster:
 class Layers:
     """The kernel over an arena of its own."""
 
-    def __init__(self, model: SignalForecaster, arena: State, plan: LayersPlan) -> None:
+    def __init__(self, model: SignalForecaster, arena: State) -> None:
         sizes = Sizes.of(model)
         assert sizes is not None
         assert fits(sizes, torch.float16)
-        self.plan = plan
-        self.weights = Weights.pack(model, sizes, torch.float16)
+        weights = Weights.pack(model, sizes, torch.float16)
+        self.weights = replace(weights, pieces=pieces_of(weights))
         self.arena = {name: entry.clone() for name, entry in arena.items()}
 
     def step_(self, x: Tensor, slots: Tensor, dt: Tensor) -> Tensor:
         """The head's hidden units [rows, HEAD] of embedded samples [rows, 256]."""
-        rows, most = len(x), 2 * 64
-        room = (rows + most - 1) // most * most
+        rows = len(x)
+        room = (rows + 63) // 64 * 64
         embedded = torch.full((room, 256), torch.nan)
         embedded[:rows] = x
         hidden = torch.full((room, self.weights.sizes.head_hidden), torch.nan, dtype=torch.half)
         table = torch.tensor([entry.data_ptr() for entry in self.arena.values()])
         call = Call(dt, dt, slots, table, dt, slots > 0)
-        kernel = compiled(self.weights, self.plan)
-        assert kernel is not None
-        run_layers(self.weights, pieces_of(self.weights), kernel, self.plan, embedded, hidden, call)
+        run_layers(self.weights, embedded, hidden, call)
         return hidden[:rows].float()
 
 
@@ -98,16 +96,16 @@ def worst(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("rows", [ROWS, 200])
 @torch.inference_mode()
-def test_layers_equal_those_of_torch(model: SignalForecaster, plan: LayersPlan) -> None:
-    arena, x, slots, dt = problem(model)
-    layers = Layers(model, arena, plan)
+def test_layers_equal_those_of_torch(model: SignalForecaster, rows: int) -> None:
+    arena, x, slots, dt = problem(model, rows)
+    layers = Layers(model, arena)
     after, expected = reference(model, arena, x, slots, dt)
     hidden = layers.step_(x, slots, dt)
     live = slots > 0
     assert 1e-6 < worst(hidden[live], expected[live]) < 3e-3
-    idle = [slot for slot in range(ROWS + 1) if slot not in slots.tolist()]
+    idle = [slot for slot in range(rows + 1) if slot not in slots.tolist()]
     for name, entry in layers.arena.items():
         assert torch.equal(entry[idle], arena[name][idle])
         if name.startswith("layers."):
@@ -118,18 +116,9 @@ def test_layers_equal_those_of_torch(model: SignalForecaster, plan: LayersPlan) 
 
 
 @torch.inference_mode()
-def test_programs_take_tiles_by_turns(model: SignalForecaster) -> None:
-    arena, x, slots, dt = problem(model, 200)
-    few, many = (Layers(model, arena, plan) for plan in (LayersPlan(2, 8), LayersPlan(1, 4)))
-    assert torch.equal(few.step_(x, slots, dt)[slots > 0], many.step_(x, slots, dt)[slots > 0])
-    for name, entry in few.arena.items():
-        assert torch.equal(entry, many.arena[name])
-
-
-@torch.inference_mode()
 def test_rows_do_not_depend_on_their_neighbours(model: SignalForecaster) -> None:
     arena, x, slots, dt = problem(model)
-    together, alone = (Layers(model, arena, LayersPlan()) for _ in range(2))
+    together, alone = (Layers(model, arena) for _ in range(2))
     together.step_(x, slots, dt)
     some = torch.tensor([66, 0, 13, 4, 31, 2])
     alone.step_(x[some], slots[some], dt[some])
@@ -141,7 +130,7 @@ def test_rows_do_not_depend_on_their_neighbours(model: SignalForecaster) -> None
 @torch.inference_mode()
 def test_a_sick_row_touches_nobody(model: SignalForecaster) -> None:
     arena, x, slots, dt = problem(model)
-    well, sick = Layers(model, arena, LayersPlan()), Layers(model, arena, LayersPlan())
+    well, sick = Layers(model, arena), Layers(model, arena)
     slot = int(slots[2])
     sick.arena["layers.0.state"][slot] = torch.nan
     expected, hidden = well.step_(x, slots, dt), sick.step_(x, slots, dt)

@@ -1,8 +1,8 @@
-"""The GPU path: ``SignalForecaster.step_`` as a few fused Triton kernels.
+"""The GPU path: ``SignalForecaster.step_`` as a few fused kernels.
 
 Scaler, features, embedding and score are one kernel, each phase of a layer is one (for many rows
-all layers together are one), the head is two. The torch code of the forecaster stays the reference
-and the fallback. See docs/gpu.md.
+all layers together may be one), the head is two. The torch code of the forecaster stays the
+reference and the fallback. See docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class FusedModel:
         if seen != self._seen:
             self._seen = seen
             sizes = Sizes.of(model) if can_pack(model) else None
-            self._weights = sizes and Weights.pack(model, sizes, kind_for(model))
+            self._weights = sizes and _packed(model, sizes)
         return self._weights
 
     def _table(self, model: SignalForecaster, arena: State) -> Tensor | None:
@@ -157,6 +157,11 @@ class FusedModel:
             kept = (addresses, torch.tensor(addresses, device=entries[0].device))
             self._tables[entries[0]] = kept
         return kept[1]
+
+
+def _packed(model: SignalForecaster, sizes: Sizes) -> Weights:
+    layers = importlib.import_module("kssm.forecast.fused.kernel_layers")
+    return layers.with_pieces(Weights.pack(model, sizes, kind_for(model)))
 
 
 def _has_blocks(arena: State) -> bool:

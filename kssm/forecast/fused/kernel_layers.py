@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,10 @@ _log = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).with_name("layers.cu")
 _ROWS = 64
-"""Rows of a gang."""
+"""Rows of a program."""
+
+_STAGES = 4
+"""Pieces of weights at hand."""
 
 _SIDE = 64
 """Columns of a tile of weights: 128 bytes."""
@@ -34,28 +37,7 @@ _LOW = 112
 """Columns of the selection that the kernel computes."""
 
 _PIECE_BYTES = 16384
-_STEP_BYTES = 16 * 128
-_LARGEST_SHARED = 227 * 1024
-
-
-@dataclass(frozen=True)
-class LayersPlan:
-    """How the kernel shares out a multiprocessor.
-
-    Attributes:
-        gangs: warpgroups of a program, each with rows of its own, that share its weights; a
-            multiprocessor holds two.
-        stages: pieces of weights at hand.
-    """
-
-    gangs: int = 1
-    stages: int = 4
-
-    def shared_bytes(self, sizes: Sizes) -> int:
-        """Shared memory of a program, as laid out in layers_parts.cuh."""
-        steps = max(16, sizes.d_inner // 16)
-        own = steps * _STEP_BYTES + 16 * _ROWS * 4
-        return self.stages * (_PIECE_BYTES + 16) + self.gangs * own
+_OWN_BYTES = 18 * 16 * 128
 
 
 class Arguments(ctypes.Structure):
@@ -79,50 +61,53 @@ def fits(sizes: Sizes, kind: torch.dtype) -> bool:
         and sizes.group == _SIDE
         and sizes.taps == 4
         and sizes.rank == 32
-        and 96 + 2 * groups <= _LOW
         and groups <= 8
         and sizes.d_mlp % _SIDE == 0
         and sizes.head_hidden % _SIDE == 0
-        and 2 * LayersPlan().shared_bytes(sizes) <= _LARGEST_SHARED - 2 * 1024
     )
 
 
-def compiled(weights: Weights, plan: LayersPlan) -> Program | None:
-    """The kernel for the weights' device; None, and a line in the log, where there is none."""
-    sizes, device = weights.sizes, weights.embed.device
+def with_pieces(weights: Weights) -> Weights:
+    """The same with what ``run_layers`` takes, where there is a kernel for them."""
+    device = weights.embed.device
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+    if not (able and fits(weights.sizes, weights.kind)):
+        return weights
+    try:
+        _kernel(weights)
+    except CudaError as error:
+        _log.warning("the kernel of all layers is not used: %s", error)
+        return weights
+    return replace(weights, pieces=pieces_of(weights))
+
+
+def run_layers(weights: Weights, x: Tensor, hidden: Tensor, call: Call) -> None:
+    """Take embedded samples ``x`` [room, 256] through all layers to the head's hidden units.
+
+    ``hidden`` [room, HEAD] fp16; both have room for 64 rows a program. Queued on the current
+    stream. The weights have their pieces.
+    """
+    sizes, rows = weights.sizes, len(call.values)
+    assert weights.pieces is not None
+    programs = min(triton.cdiv(rows, _ROWS), 2 * processors(x.device))
+    kept = torch.empty(programs, 32 + sizes.d_inner // 16, 128, 4, device=x.device)
+    tensors = (weights.pieces, weights.channels, x, hidden, call.slots, call.dt, call.table, kept)
+    addresses = (tensor.data_ptr() for tensor in tensors)
+    arguments = Arguments(*addresses, sizes.eps, sizes.group_eps, rows)
+    _kernel(weights).launch(programs, 128, arguments)
+
+
+def _kernel(weights: Weights) -> Program:
+    sizes = weights.sizes
     defines = {
         "DI": sizes.d_inner,
         "HIDDEN": sizes.d_mlp,
         "LAYERS": sizes.layers,
         "HEAD": sizes.head_hidden,
-        "GANGS": plan.gangs,
-        "STAGES": plan.stages,
+        "STAGES": _STAGES,
     }
-    try:
-        return program(str(_SOURCE), "layers_kernel", defines, plan.shared_bytes(sizes), device)
-    except CudaError as error:
-        _log.warning("the kernel of all layers is not used: %s", error)
-        return None
-
-
-def run_layers(
-    weights: Weights, pieces: Tensor, kernel: Program, plan: LayersPlan, x: Tensor, hidden: Tensor,
-    call: Call,
-) -> None:  # fmt: skip
-    """Take embedded samples ``x`` [room, 256] through all layers to the head's hidden units.
-
-    ``hidden`` [room, HEAD] fp16; both have room for whole programs. Queued on the current stream.
-    """
-    sizes, rows = weights.sizes, len(call.values)
-    most = processors(x.device) * 2 // plan.gangs
-    programs = min(triton.cdiv(rows, _ROWS * plan.gangs), most)
-    quads = 32 + sizes.d_inner // 16
-    kept = torch.empty(programs * plan.gangs, quads, 128, 4, device=x.device)
-    tensors = (pieces, weights.channels, x, hidden, call.slots, call.dt, call.table, kept)
-    addresses = (tensor.data_ptr() for tensor in tensors)
-    kernel.launch(
-        programs, 128 * plan.gangs, Arguments(*addresses, sizes.eps, sizes.group_eps, rows)
-    )
+    shared = _STAGES * (_PIECE_BYTES + 8) + _OWN_BYTES + 16 * _ROWS * 4
+    return program(str(_SOURCE), "layers_kernel", defines, shared, weights.embed.device)
 
 
 def pieces_of(weights: Weights) -> Tensor:
@@ -135,10 +120,10 @@ def _pieces(weights: Weights) -> Iterator[Tensor]:
     for layer in range(weights.sizes.layers):
         token, gate = weights.normed_in[layer].split(inner)
         for first in range(0, inner, _SIDE):
-            yield from _columns(gate[first : first + _SIDE])
             yield from _columns(token[first : first + _SIDE])
             yield _piece(weights.w_select[layer, :_LOW, first : first + _SIDE])
         for first in range(0, inner, _SIDE):
+            yield from _columns(gate[first : first + _SIDE])
             alpha, omega, dt = weights.w_up[layer, :, first : first + _SIDE]
             yield _piece(torch.cat((alpha, omega), 1), F.pad(dt, (0, _SIDE - dt.shape[1])))
         for first in range(0, inner, _SIDE):

@@ -20,6 +20,19 @@ DEVICE float reciprocal(float x) {
   return y;
 }
 
+// NaN stays.
+DEVICE float least(float x, float y) {
+  float z;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+
+DEVICE float greatest(float x, float y) {
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+
 DEVICE u32 pack(float low, float high) {
   u32 word;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
@@ -45,12 +58,6 @@ DEVICE void barriers_prepared() {
   __syncthreads();
 }
 
-DEVICE void arrive(u64* barrier, bool wanted) {
-  asm volatile("{ .reg .pred p; setp.ne.b32 p, %1, 0;"
-               "@p mbarrier.arrive.shared::cta.b64 _, [%0]; }" ::"r"(shared_address(barrier)),
-               "r"((u32)wanted) : "memory");
-}
-
 // Whether the barrier's turn of this parity is over.
 DEVICE bool is_over(u64* barrier, u32 parity) {
   u32 over;
@@ -69,18 +76,36 @@ DEVICE void copy_piece(void* to, const void* from, u64* barrier, bool wanted) {
                "r"(shared_address(barrier)), "r"((u32)wanted) : "memory");
 }
 
-// Into the L2 cache.
-DEVICE void ask_for(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+// States are used once a step: the cache need not keep them.
+DEVICE u64 used_once() {
+  u64 policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
 }
 
-DEVICE void gang_barrier() {
-#if GANGS == 1
-  __syncthreads();
-#else
-  asm volatile("bar.sync %0, 128;" ::"r"(1 + threadIdx.x / 128) : "memory");
-#endif
+// Without branches, so that the compiler may interleave what is around.
+DEVICE void store_once(float2* to, float2 value, bool there) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %3, 0; @p st.global.cs.v2.f32 [%0], {%1, %2}; }" ::
+                   "l"(to), "f"(value.x), "f"(value.y), "r"((u32)there) : "memory");
 }
+DEVICE void store_once(float4* to, float4 value, bool there) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %5, 0;"
+               "@p st.global.cs.v4.f32 [%0], {%1, %2, %3, %4}; }" ::"l"(to), "f"(value.x),
+               "f"(value.y), "f"(value.z), "f"(value.w), "r"((u32)there) : "memory");
+}
+
+// Into shared memory, for this thread; nothing is read and zeros come unless ``there``.
+DEVICE void copy_ahead(float2* to, const float* from, bool there, u64 policy) {
+  asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 8, %2, %3;" ::"r"(
+                   shared_address(to)), "l"(from), "r"(there ? 8 : 0), "l"(policy) : "memory");
+}
+DEVICE void copy_ahead(float4* to, const float* from, bool there, u64 policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(
+                   shared_address(to)), "l"(from), "r"(there ? 16 : 0), "l"(policy) : "memory");
+}
+DEVICE void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// All but the last two groups of copies have come.
+DEVICE void await_copies() { asm volatile("cp.async.wait_group 2;" ::: "memory"); }
 
 // Rows of 128 bytes in shared memory, eight by eight, their sixteenths swizzled.
 DEVICE u64 descriptor(const void* place) {

@@ -1,6 +1,6 @@
 // What the phases of layers.cu share: memory, the stream of weights, products, the norm.
 //
-// A warpgroup, "gang", takes 64 rows; a thread holds columns 8 j + 2 (lane % 4) + {0, 1} of rows
+// A program is a warpgroup and takes 64 rows; a thread holds columns 8 j + 2 (lane % 4) + {0, 1} of rows
 // lane / 4 and lane / 4 + 8 of its warp's sixteen, in sums and in operands alike. Sums d hold
 // for each j both rows' pairs; an operand's step of sixteen columns, a word a pair, the pairs of
 // j even, then odd.
@@ -11,7 +11,8 @@ constexpr int LAYER_PIECES = 8 * GROUPS + HIDDEN / 64 * 6;
 constexpr int PIECES = LAYERS * LAYER_PIECES + HEAD / 64 * 2;
 constexpr int LINES = 13;                                  // of a layer's table of channels
 constexpr int KEPT = 32 + 4 * GROUPS;                      // quads a thread
-constexpr int STEPS = 4 * GROUPS > 16 ? 4 * GROUPS : 16;
+constexpr int PLACES = 3;                                  // of chunks of states
+constexpr int CHUNK = 6;                                   // quads a thread, of a chunk
 
 struct Arguments {
   const unsigned char* pieces;   // [PIECES, PIECE]: the weights in the order of their use
@@ -21,23 +22,19 @@ struct Arguments {
   const long long* slots;
   const double* dt;
   const long long* table;        // addresses of the arena's entries
-  float4* kept;                  // [gangs, KEPT, 128]: residual stream and gates, put aside
+  float4* kept;                  // [programs, KEPT, 128]: residual stream, tokens as operands
   float eps, group_eps;
   int rows;
 };
 
-struct Gang {
-  uint4 steps[STEPS][128];  // an operand's: active tokens, then outputs; the norm
-  float b[16][64];          // both parts for every group, of every row
-};
-
 struct Shared {
   uint4 ring[STAGES][PIECE / sizeof(uint4)];
-  Gang gangs[GANGS];
-  u64 full[STAGES], left[STAGES];
+  uint4 own[PLACES * CHUNK][128];  // a thread's chunks of states; steps of the norm as an operand
+  float b[16][64];                 // both parts for every group, of every row
+  u64 full[STAGES];
 };
 
-DEVICE int own_thread() { return threadIdx.x % 128; }
+DEVICE int own_row() { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4; }
 DEVICE float silu(float x) { return x * reciprocal(1.0f + exp2_fast(x * -1.4426950408889634f)); }
 DEVICE bool is_finite(float x) { return fabsf(x) < __int_as_float(0x7f800000); }
 DEVICE float2 constants(const float* line) { return __ldg(reinterpret_cast<const float2*>(line)); }
@@ -65,9 +62,9 @@ DEVICE void store_step(uint4& place, const u32 (&a)[4]) {
   place = make_uint4(a[0], a[1], a[2], a[3]);
 }
 
-// The weights come in pieces of 16 kB that all gangs share. Thread 0 asks for them as soon as
-// there is a place; it does so without branches, because the compiler holds back every product
-// of a program whose threads part between products.
+// The weights come in pieces of 16 kB. Thread 0 asks for them as soon as there is a place; it does
+// so without branches, because the compiler holds back every product of a program whose threads
+// part between products.
 struct Stream {
   Shared& shared;
   const unsigned char* pieces;
@@ -77,30 +74,26 @@ struct Stream {
       : shared(shared), pieces(pieces), wanted(wanted) {}
 
   __device__ __forceinline__ void ask() {
-    const u32 stage = asked % STAGES, turn = asked / STAGES;
-    const bool free = turn == 0 || is_over(&shared.left[stage], (turn - 1) & 1);
-    const bool ready = asked < wanted && free;
+    const u32 stage = asked % STAGES;
     const unsigned char* from = pieces + (u64)(asked % PIECES) * PIECE;
-    copy_piece(shared.ring[stage], from, &shared.full[stage], ready && threadIdx.x == 0);
-    asked += ready;
+    const bool ready = asked < wanted && threadIdx.x == 0;
+    copy_piece(shared.ring[stage], from, &shared.full[stage], ready);
+    ++asked;
   }
 
   // The next piece, once it is there.
   __device__ __forceinline__ u64 take() {
     const u32 stage = used % STAGES, parity = (used / STAGES) & 1;
-    while (!is_over(&shared.full[stage], parity))
-      if (GANGS > 1) ask();
+    while (!is_over(&shared.full[stage], parity)) {
+    }
     ++used;
     return descriptor(shared.ring[stage]);
   }
 
-  // This gang has done with the last COUNT pieces.
+  // All threads have done with the last COUNT pieces.
   template <int COUNT>
   __device__ __forceinline__ void leave() {
-    gang_barrier();
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i)
-      arrive(&shared.left[(used - COUNT + i) % STAGES], own_thread() == 0);
+    __syncthreads();
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) ask();
   }
@@ -126,14 +119,14 @@ DEVICE void normed(const float (&x)[2][64], const float (&scale)[2], int step, u
     a[i] = pack(pairs[2 * i] * scale[i % 2], pairs[2 * i + 1] * scale[i % 2]);
 }
 
-DEVICE void keep_normed(const Arguments& args, Gang& gang, const float (&x)[2][64]) {
+DEVICE void keep_normed(const Arguments& args, Shared& shared, const float (&x)[2][64]) {
   float scale[2];
   norm(args, x, scale);
 #pragma unroll
   for (int step = 0; step < 16; ++step) {
     u32 a[4];
     normed(x, scale, step, a);
-    store_step(gang.steps[step][own_thread()], a);
+    store_step(shared.own[step][threadIdx.x], a);
   }
 }
 
@@ -153,7 +146,7 @@ DEVICE void project(Stream& stream, const u32 (&a)[16][4], float (&d)[32]) {
 }
 
 // The same for a norm in shared memory: beside the residual stream there are few registers.
-DEVICE void project_kept(Stream& stream, const Gang& gang, float (&d)[32]) {
+DEVICE void project_kept(Stream& stream, float (&d)[32]) {
   clear(d);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -162,7 +155,7 @@ DEVICE void project_kept(Stream& stream, const Gang& gang, float (&d)[32]) {
     for (int tile = 0; tile < 2; ++tile) {
       u32 a[4][4];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) load_step(gang.steps[half * 8 + tile * 4 + k][own_thread()], a[k]);
+      for (int k = 0; k < 4; ++k) load_step(stream.shared.own[half * 8 + tile * 4 + k][threadIdx.x], a[k]);
       begin_products();
 #pragma unroll
       for (int k = 0; k < 4; ++k) multiply(d, a[k], part_of(piece, tile, k));
