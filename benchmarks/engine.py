@@ -12,7 +12,6 @@ row.
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from benchmarks.report import Row, finish, table
 from kssm.device import resolve_device
 from kssm.forecast import pretrained
 from kssm.runtime import Engine, EngineConfig
+from kssm.runtime.collector import relax_collector
 
 MOST_SESSIONS = 8192
 
@@ -49,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         graph_rows=max(largest, 1) if device.type == "cuda" else 1,
     )
     model = pretrained.load(options.model, device)
-    gc.collect()
-    gc.freeze()  # as ``kssm serve`` does
+    relax_collector()  # as ``kssm serve`` does
     with Engine(model, config, device) as engine:
         rows = [
             measured(engine, count, width, options.seconds, options.forecast)

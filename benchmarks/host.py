@@ -11,7 +11,6 @@ round was stepped. The garbage collector is left as ``kssm serve`` leaves it.
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import threading
 import time
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.report import Row, finish, table
 from kssm.runtime import Engine, EngineConfig
+from kssm.runtime.collector import relax_collector
 from kssm.runtime.contract import State, StateSpec
 
 ROUNDS = 15
@@ -107,8 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--save", action="store_true", help="keep the line in benchmarks/results/")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()
+    relax_collector()
     rows = [
         measured(sessions, channels, forecast, options.seconds)
         for channels in options.channels

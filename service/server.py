@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
 import re
@@ -17,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
 
+from kssm.runtime.collector import relax_collector
 from service.app import create_app
 from service.core import Service, build_engine
 from service.settings import Settings
@@ -107,8 +107,7 @@ def run(settings: Settings) -> None:
     """
     asyncio.run(_try_store(settings))
     app = create_app(settings, build_engine(settings))
-    gc.collect()
-    gc.freeze()  # model and libraries stay: the collector need not look through them again
+    relax_collector()
     make_server(app, settings).run()
 
 
