@@ -80,7 +80,7 @@ class _TritonScan(torch.autograd.Function):
         with on_device(x.device):
             behind = None if dfinal is None else inner_states(dfinal, turned.prefix)
             chunks = backward(scan, starts, dy, behind, turning=True, direct=scan.exact)
-            found = turn_backward(given, turned.prefix, chunks)
+            found = turn_backward(given, turned, chunks)
         start = None
         if initial_state is not None:
             start = chunks.initial.unflatten(2, (2, -1)).permute(0, 1, 4, 3, 2)

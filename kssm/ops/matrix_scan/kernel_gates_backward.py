@@ -32,13 +32,15 @@ def added_parts(place, step, mask, PARTS: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def turned_back(source, target, re, im, cos, sin, mask, within, N: tl.constexpr):
-    """Stores the gradient (re, im) as that of the numbers before they were turned; returns what it
-    says of their angles and of their sizes."""
-    new_re, new_im = re * cos + im * sin, im * cos - re * sin
-    store_pairs(target, new_re, new_im, within, N)
-    re, im = load_pairs(source, mask, N)
-    return new_im * re - new_re * im, new_re * re + new_im * im
+def turned_back(turned, target, re, im, cos, sin, mask, within, N: tl.constexpr):
+    """Stores the gradient (re, im) of turned numbers as that of what they were before; returns what
+    it says of their angles and of their sizes.
+
+    It takes them as rounded as the products did, so that what a token says to itself cancels.
+    """
+    store_pairs(target, re * cos + im * sin, im * cos - re * sin, within, N)
+    own_re, own_im = load_pairs(turned, mask, N)
+    return im * own_re - re * own_im, re * own_re + im * own_im
 
 
 @triton.jit
@@ -54,10 +56,10 @@ def flow_behind(
 
 @triton.jit(do_not_specialize=["tokens", "chunks"])
 def rotate_backward_kernel(
-    b_ptr, c_ptr, omega_ptr, token_dt_ptr, lengths_ptr, rate_ptr, prefix_ptr,
+    b_turned_ptr, c_turned_ptr, omega_ptr, token_dt_ptr, lengths_ptr, rate_ptr, prefix_ptr,
     db_turned_ptr, dc_turned_ptr, flow_ptr,
     db_ptr, dc_ptr, domega_ptr, drate_ptr,
-    row_b, row_c, row_omega, tokens, chunks,
+    row_omega, tokens, chunks,
     G: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
     SHARING: tl.constexpr, HEADS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -71,16 +73,13 @@ def rotate_backward_kernel(
         G, N, Q, PAIRS, EXACT,
     )  # fmt: skip
     rows = (tl.num_programs(0) // (G * chunks)).to(tl.int64)
-    column = g * (2 * N) + n[None, :]
-    at = token[:, None] * (G * 2 * N) + column
+    at = token[:, None] * (G * 2 * N) + g * (2 * N) + n[None, :]
     part = rows * tokens * (G * 2 * N)
     re, im = added_parts(dc_turned_ptr + at, part, mask, PARTS, N)
-    source = c_ptr + token[:, None] * row_c + column
-    dphase, _ = turned_back(source, dc_ptr + at, re, im, cos, sin, mask, within, N)
+    dphase, _ = turned_back(c_turned_ptr + at, dc_ptr + at, re, im, cos, sin, mask, within, N)
     re, im = added_parts(db_turned_ptr + at, part, mask, PARTS, N)
     cos, sin, shrink = slowed(cos, sin, v)
-    source = b_ptr + token[:, None] * row_b + column
-    dphase_b, dsize = turned_back(source, db_ptr + at, re, im, cos, sin, mask, within, N)
+    dphase_b, dsize = turned_back(b_turned_ptr + at, db_ptr + at, re, im, cos, sin, mask, within, N)
     own = (row.to(tl.int64) * chunks + chunk) * G + g
     dturn = flow_behind(flow_ptr, own, n < N, n, N, SHARING, HEADS)
 

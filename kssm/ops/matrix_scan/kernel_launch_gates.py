@@ -133,9 +133,9 @@ class TokenGradients(NamedTuple):
     parameters: Sequence[Tensor]
 
 
-def turn_backward(given: Tokens, prefix: Tensor, found: ChunkGradients) -> TokenGradients:
+def turn_backward(given: Tokens, turned: Turned, found: ChunkGradients) -> TokenGradients:
     """From the gradients of what ``turn`` made."""
-    db, dc, domega, drate = _rotate_backward(given, prefix, found)
+    db, dc, domega, drate = _rotate_backward(given, turned, found)
     batch, tokens, heads = given.alpha.shape
     new, chunks = given.b.new_empty, given.chunks
     dalpha = new(batch, tokens, heads, dtype=given.alpha.dtype)
@@ -151,7 +151,7 @@ def turn_backward(given: Tokens, prefix: Tensor, found: ChunkGradients) -> Token
 
 
 def _rotate_backward(
-    given: Tokens, prefix: Tensor, found: ChunkGradients
+    given: Tokens, turned: Turned, found: ChunkGradients
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of b, c, omega, and of rate [B, K, G, N] by chunk."""
     batch, tokens, groups, width = given.b.shape
@@ -160,9 +160,9 @@ def _rotate_backward(
     domega = new(given.omega.shape, dtype=given.omega.dtype)
     drate = new(batch, given.chunks, groups, width // 2, dtype=torch.float32)
     rotate_backward_kernel[(batch * given.chunks * groups,)](
-        given.b, given.c, given.omega, *given.optional, given.parameters[2], prefix,
+        turned.b, turned.c, given.omega, *given.optional, given.parameters[2], turned.prefix,
         found.b, found.c, found.flow, db, dc, domega, drate,
-        given.b.stride(1), given.c.stride(1), given.omega.stride(1), tokens, given.chunks,
+        given.omega.stride(1), tokens, given.chunks,
         PARTS=found.b.shape[0], SHARING=sharing, HEADS=triton.next_power_of_2(sharing),
         num_warps=8, **given.pairs,
     )  # fmt: skip
