@@ -117,11 +117,10 @@ static u64 used_once() { return 0; }
 static void end_copies() {}
 static void await_copies() {}
 
-template <class T>
-static void copy_ahead(T* to, const float* from, bool there, u64) {
-  if (reinterpret_cast<u64>(from) % sizeof(T) || reinterpret_cast<u64>(to) % sizeof(T)) abort();
-  memset(to, 0, sizeof(T));
-  if (there) memcpy(to, from, sizeof(T));
+static void copy_ahead(void* to, const float* from, bool there, u64) {
+  if (reinterpret_cast<u64>(from) % 16 || reinterpret_cast<u64>(to) % 16) abort();
+  memset(to, 0, 16);
+  if (there) memcpy(to, from, 16);
 }
 
 static u64 descriptor(const void* place) {

@@ -117,17 +117,21 @@ def pieces_of(weights: Weights) -> Tensor:
 
 def _pieces(weights: Weights) -> Iterator[Tensor]:
     inner, hidden = weights.sizes.d_inner, weights.sizes.d_mlp
+    order = _order(2 * inner, weights.embed.device)
     for layer in range(weights.sizes.layers):
-        token, gate = weights.normed_in[layer].split(inner)
+        token, gate = weights.normed_in[layer].index_select(0, order).split(inner)
+        select = weights.w_select[layer, :_LOW].index_select(1, order[:inner])
+        ups = weights.w_up[layer].index_select(1, order[:inner])
+        out = weights.w_out[layer].index_select(1, order[:inner])
         for first in range(0, inner, _SIDE):
             yield from _columns(token[first : first + _SIDE])
-            yield _piece(weights.w_select[layer, :_LOW, first : first + _SIDE])
+            yield _piece(select[:, first : first + _SIDE])
         for first in range(0, inner, _SIDE):
             yield from _columns(gate[first : first + _SIDE])
-            alpha, omega, dt = weights.w_up[layer, :, first : first + _SIDE]
+            alpha, omega, dt = ups[:, first : first + _SIDE]
             yield _piece(torch.cat((alpha, omega), 1), F.pad(dt, (0, _SIDE - dt.shape[1])))
         for first in range(0, inner, _SIDE):
-            yield from _sums(weights.w_out[layer, :, first : first + _SIDE])
+            yield from _sums(out[:, first : first + _SIDE])
         gate, value = weights.normed_mlp_in[layer].split(hidden)
         for first in range(0, hidden, _SIDE):
             for half in (first, first + _SIDE // 2):
@@ -136,6 +140,12 @@ def _pieces(weights: Weights) -> Iterator[Tensor]:
             yield from _sums(weights.w_mlp_out[layer, :, first : first + _SIDE])
     for first in range(0, weights.sizes.head_hidden, _SIDE):
         yield from _columns(weights.normed_hidden[first : first + _SIDE])
+
+
+def _order(channels: int, device: torch.device) -> Tensor:
+    """Which channel stands where: a thread's columns 0, 1, 8, 9 of sixteen are neighbours."""
+    place = torch.arange(channels, device=device)
+    return place // 16 * 16 + place % 8 // 2 * 4 + place % 16 // 8 * 2 + place % 2
 
 
 def _columns(matrix: Tensor) -> Iterator[Tensor]:

@@ -35,7 +35,7 @@ DEVICE void filter(
     float d[32];
     project(stream, a, d);
     u32 active[4][4];
-    convolve(windows, channels, rows, group * 64 + column, chunks, d, active);
+    convolve(windows, channels, rows, group * 64 + 2 * column, chunks, d, active);
     const u64 piece = stream.take();
     begin_products();
 #pragma unroll
@@ -59,7 +59,7 @@ DEVICE void filter(
 DEVICE void recur_group(
     const Arguments& args, Stream& stream, float4* kept, const Rows& rows, Chunks& chunks,
     int layer, int group, int column, const u32 (&a)[16][4], const u32 (&low)[6][4]) {
-  const int first = group * 64 + column;
+  const int first = group * 64 + 2 * column;
   const float* channels = args.channels + layer * (LINES * DI) + 5 * DI + first;
   float2 b[2];
   float4* place[2];
@@ -96,13 +96,13 @@ DEVICE void recur_group(
       multiply(step, low[4 + i], part_of(part, 1, i));
     }
     end_products();
-    float4 h[2][2];
+    float4 h[4];
     chunks.take(h);
     await_products();
     recur_step(channels + k * 16, rows, alpha, omega, step, active[k], b, h, &y[k * 8]);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      store_once(place[i % 2] + (k * 2 + i / 2) * 4, h[i / 2][i % 2], rows.live[i % 2]);
+      store_once(place[i % 2] + k * 8 + i / 2, h[i], rows.live[i % 2]);
   }
   stream.leave<1>();
   finish_group(args, channels, y, gate, active);
@@ -141,7 +141,7 @@ DEVICE void layer(
     const Arguments& args, Stream& stream, float4* kept, const Rows& rows, int layer, int column,
     float (&x)[2][64]) {
   {
-    Chunks chunks(args, rows, stream.shared, layer, column);
+    Chunks chunks(args, rows, stream.shared, layer, 2 * column);
 #pragma unroll
     for (int place = 0; place < PLACES; ++place) chunks.ask(place);
     u32 a[16][4], low[6][4];

@@ -84,10 +84,6 @@ DEVICE u64 used_once() {
 }
 
 // Without branches, so that the compiler may interleave what is around.
-DEVICE void store_once(float2* to, float2 value, bool there) {
-  asm volatile("{ .reg .pred p; setp.ne.b32 p, %3, 0; @p st.global.cs.v2.f32 [%0], {%1, %2}; }" ::
-                   "l"(to), "f"(value.x), "f"(value.y), "r"((u32)there) : "memory");
-}
 DEVICE void store_once(float4* to, float4 value, bool there) {
   asm volatile("{ .reg .pred p; setp.ne.b32 p, %5, 0;"
                "@p st.global.cs.v4.f32 [%0], {%1, %2, %3, %4}; }" ::"l"(to), "f"(value.x),
@@ -95,11 +91,7 @@ DEVICE void store_once(float4* to, float4 value, bool there) {
 }
 
 // Into shared memory, for this thread; nothing is read and zeros come unless ``there``.
-DEVICE void copy_ahead(float2* to, const float* from, bool there, u64 policy) {
-  asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 8, %2, %3;" ::"r"(
-                   shared_address(to)), "l"(from), "r"(there ? 8 : 0), "l"(policy) : "memory");
-}
-DEVICE void copy_ahead(float4* to, const float* from, bool there, u64 policy) {
+DEVICE void copy_ahead(void* to, const float* from, bool there, u64 policy) {
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(
                    shared_address(to)), "l"(from), "r"(there ? 16 : 0), "l"(policy) : "memory");
 }

@@ -3,7 +3,8 @@
 // A program is a warpgroup and takes 64 rows; a thread holds columns 8 j + 2 (lane % 4) + {0, 1} of rows
 // lane / 4 and lane / 4 + 8 of its warp's sixteen, in sums and in operands alike. Sums d hold
 // for each j both rows' pairs; an operand's step of sixteen columns, a word a pair, the pairs of
-// j even, then odd.
+// j even, then odd. Channels are put in an order in which a thread's four columns of sixteen are
+// neighbours in memory: 4 (lane % 4) + {0, 1, 2, 3}.
 
 constexpr int GROUPS = DI / 64;
 constexpr int PIECE = 16384;
@@ -37,7 +38,7 @@ struct Shared {
 DEVICE int own_row() { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4; }
 DEVICE float silu(float x) { return x * reciprocal(1.0f + exp2_fast(x * -1.4426950408889634f)); }
 DEVICE bool is_finite(float x) { return fabsf(x) < __int_as_float(0x7f800000); }
-DEVICE float2 constants(const float* line) { return __ldg(reinterpret_cast<const float2*>(line)); }
+DEVICE float4 constants(const float* line) { return __ldg(reinterpret_cast<const float4*>(line)); }
 
 DEVICE float sum_of_row(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);

@@ -46,84 +46,70 @@ struct Chunks {
     uint4(*to)[128] = own + at * CHUNK;
     if (asked < 4 * GROUPS) {
 #pragma unroll
-      for (int i = 0; i < 12; ++i) {
-        const int j = i / 6, r = i / 3 % 2, tap = i % 3;
-        float2* place = reinterpret_cast<float2*>(&to[i / 2][threadIdx.x]) + i % 2;
-        copy_ahead(place, windows[r] + tap * DI + asked * 16 + j * 8, live[r], policy);
+      for (int i = 0; i < 6; ++i) {
+        const float* from = windows[i / 3] + i % 3 * DI + asked * 16;
+        copy_ahead(&to[i][threadIdx.x], from, live[i / 3], policy);
       }
     } else if (asked < 8 * GROUPS) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float* from = states[i % 2] + (asked - 4 * GROUPS) * 32 + i / 2 * 16;
-        copy_ahead(reinterpret_cast<float4*>(&to[i][threadIdx.x]), from, live[i % 2], policy);
+        const float* from = states[i % 2] + (asked - 4 * GROUPS) * 32 + i / 2 * 4;
+        copy_ahead(&to[i][threadIdx.x], from, live[i % 2], policy);
       }
     }
     end_copies();
     ++asked;
   }
 
-  // [columns, row, tap] of the next chunk.
-  __device__ __forceinline__ void take(float2 (&past)[2][2][3]) {
+  // The next chunk: windows [row, tap] or states [pair of channels, row].
+  template <int N>
+  __device__ __forceinline__ void take(float4 (&chunk)[N]) {
     await_copies();
 #pragma unroll
-    for (int i = 0; i < 12; i += 2) {
-      const float4 two =
-          *reinterpret_cast<const float4*>(&own[place * CHUNK + i / 2][threadIdx.x]);
-      past[i / 6][i / 3 % 2][i % 3] = make_float2(two.x, two.y);
-      past[(i + 1) / 6][(i + 1) / 3 % 2][(i + 1) % 3] = make_float2(two.z, two.w);
-    }
-    ask(place);
-    place = place + 1 == PLACES ? 0 : place + 1;
-  }
-
-  // [columns, row] of the next chunk.
-  __device__ __forceinline__ void take(float4 (&h)[2][2]) {
-    await_copies();
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      h[i / 2][i % 2] = *reinterpret_cast<const float4*>(&own[place * CHUNK + i][threadIdx.x]);
+    for (int i = 0; i < N; ++i)
+      chunk[i] = *reinterpret_cast<const float4*>(&own[place * CHUNK + i][threadIdx.x]);
     ask(place);
     place = place + 1 == PLACES ? 0 : place + 1;
   }
 };
 
-DEVICE float2 choose(bool first, bool second, float2 yes, float2 no) {
-  return make_float2(first ? yes.x : no.x, second ? yes.y : no.y);
+DEVICE float4 times(float4 a, float4 b, float4 sum) {
+  return make_float4(a.x * b.x + sum.x, a.y * b.y + sum.y, a.z * b.z + sum.z, a.w * b.w + sum.w);
 }
 
-// The window moves on to include the token; one that is not finite is not remembered.
-DEVICE void move_window(float* window, const float2 (&past)[3], float2 token, bool live) {
-  const bool x = is_finite(token.x), y = is_finite(token.y);
-  float2* place = reinterpret_cast<float2*>(window);
-  store_once(place, choose(x, y, past[1], past[0]), live);
-  store_once(place + DI / 2, choose(x, y, past[2], past[1]), live);
-  store_once(place + DI, choose(x, y, token, past[2]), live);
+DEVICE float4 finite_or(float4 test, float4 yes, float4 no) {
+  return make_float4(
+      is_finite(test.x) ? yes.x : no.x, is_finite(test.y) ? yes.y : no.y,
+      is_finite(test.z) ? yes.z : no.z, is_finite(test.w) ? yes.w : no.w);
 }
 
-// The convolution of a group: its tokens d become active. ``first`` is this thread's channel.
+// The convolution of a group: its tokens d become active. The windows move on to include them; a
+// token that is not finite is not remembered. ``first`` is this thread's first channel.
 DEVICE void convolve(
     float* windows, const float* channels, const Rows& rows, int first, Chunks& chunks,
     const float (&d)[32], u32 (&active)[4][4]) {
 #pragma unroll
-  for (int quarter = 0; quarter < 4; ++quarter) {
-    float2 past[2][2][3];
+  for (int k = 0; k < 4; ++k) {
+    float4 taps[5], past[6];
+#pragma unroll
+    for (int i = 0; i < 5; ++i) taps[i] = constants(channels + i * DI + first + k * 16);
     chunks.take(past);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int j = quarter * 2 + i / 2, r = i % 2;
-      const float* line = channels + first + j * 8;
-      const float2 token = make_float2(d[j * 4 + r * 2], d[j * 4 + r * 2 + 1]);
-      const float2 weight = constants(line + 3 * DI), bias = constants(line + 4 * DI);
-      float2 sum = make_float2(token.x * weight.x + bias.x, token.y * weight.y + bias.y);
+    for (int r = 0; r < 2; ++r) {
+      const float* pairs = &d[k * 8 + r * 2];
+      const float4 token = make_float4(pairs[0], pairs[1], pairs[4], pairs[5]);
+      float4 sum = times(token, taps[3], taps[4]);
+#pragma unroll
+      for (int tap = 0; tap < 3; ++tap) sum = times(past[r * 3 + tap], taps[tap], sum);
+      float* window = windows + rows.slot[r] * (3 * DI) + first + k * 16;
 #pragma unroll
       for (int tap = 0; tap < 3; ++tap) {
-        const float2 other = constants(line + tap * DI);
-        sum.x += past[i / 2][r][tap].x * other.x;
-        sum.y += past[i / 2][r][tap].y * other.y;
+        const float4 next = tap < 2 ? past[r * 3 + tap + 1] : token;
+        float4* place = reinterpret_cast<float4*>(window + tap * DI);
+        store_once(place, finite_or(token, next, past[r * 3 + tap]), rows.live[r]);
       }
-      float* window = windows + rows.slot[r] * (3 * DI) + first + j * 8;
-      move_window(window, past[i / 2][r], token, rows.live[r]);
-      active[quarter][i] = pack(silu(sum.x), silu(sum.y));
+      active[k][r] = pack(silu(sum.x), silu(sum.y));
+      active[k][2 + r] = pack(silu(sum.z), silu(sum.w));
     }
   }
 }
@@ -159,26 +145,26 @@ DEVICE float recur(
 // Sixteen channels: both rows' states h move on, y becomes their read-out.
 DEVICE void recur_step(
     const float* channels, const Rows& rows, const float (&alpha)[8], const float (&omega)[8],
-    const float (&step)[8], const u32 (&active)[4], const float2 (&b)[2], float4 (&h)[2][2],
+    const float (&step)[8], const u32 (&active)[4], const float2 (&b)[2], float4 (&h)[4],
     float* y) {
+  float c[4][6];
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    float c[2][6];
+  for (int i = 0; i < 6; ++i) {
+    const float4 four = constants(channels + i * DI);
+    c[0][i] = four.x;
+    c[1][i] = four.y;
+    c[2][i] = four.z;
+    c[3][i] = four.w;
+  }
 #pragma unroll
-    for (int i = 0; i < 6; ++i) {
-      const float2 both = constants(channels + i * DI + j * 8);
-      c[0][i] = both.x;
-      c[1][i] = both.y;
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float2 x = unpack(active[j * 2 + r]);
-      const int i = j * 4 + r * 2;
-      float4& s = h[j][r];
-      y[i] = recur(alpha[i], omega[i], step[i], rows.factor[r], x.x, b[r], c[0], s.x, s.y);
-      y[i + 1] =
-          recur(alpha[i + 1], omega[i + 1], step[i + 1], rows.factor[r], x.y, b[r], c[1], s.z, s.w);
-    }
+  for (int n = 0; n < 4; ++n) {
+    const int j = n / 2, r = n % 2, i = n * 2;
+    const float2 x = unpack(active[n]);
+    const float factor = rows.factor[r];
+    float4& s = h[n];
+    y[i] = recur(alpha[i], omega[i], step[i], factor, x.x, b[r], c[j * 2], s.x, s.y);
+    y[i + 1] =
+        recur(alpha[i + 1], omega[i + 1], step[i + 1], factor, x.y, b[r], c[j * 2 + 1], s.z, s.w);
   }
 }
 
@@ -193,13 +179,18 @@ DEVICE void finish_group(
   for (int r = 0; r < 2; ++r)
     scale[r] = rsqrtf(sum_of_row(scale[r]) * (1.0f / 64) + args.group_eps);
 #pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    const float* line = channels + 6 * DI + i / 2 * 8;
-    const float2 skip = constants(line), weight = constants(line + DI);
-    const float2 x = unpack(active[i / 4][i % 4]), open = unpack(gate[i / 4][i % 4]);
-    const float* read = &y[i * 2];
-    active[i / 4][i % 4] = pack(
-        (read[0] * scale[i % 2] * weight.x + skip.x * x.x) * open.x,
-        (read[1] * scale[i % 2] * weight.y + skip.y * x.y) * open.y);
+  for (int k = 0; k < 4; ++k) {
+    const float* line = channels + 6 * DI + k * 16;
+    const float4 skip = constants(line), weight = constants(line + DI);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const float* read = &y[k * 8 + n * 2];
+      const float left = read[0] * scale[n % 2] * (n < 2 ? weight.x : weight.z);
+      const float right = read[1] * scale[n % 2] * (n < 2 ? weight.y : weight.w);
+      const float2 x = unpack(active[k][n]), open = unpack(gate[k][n]);
+      active[k][n] = pack(
+          (left + (n < 2 ? skip.x : skip.z) * x.x) * open.x,
+          (right + (n < 2 ? skip.y : skip.w) * x.y) * open.y);
+    }
   }
 }
