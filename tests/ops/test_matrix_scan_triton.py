@@ -84,7 +84,7 @@ def test_states_for_gradients_lose_nothing(pairs: int) -> None:
     _, state = matrix_scan(*inputs, parameters=exact.parameters, backend="chunked")
     errors: list[float] = []
     for rounded in (True, False):
-        starts = segment_starts(scan, scan.plan, rounded=rounded)
+        starts = segment_starts(scan, rounded=rounded)
         assert starts is not None
         end = turned.prefix[..., : scan.plan.span].contiguous()
         errors.append(relative_error(outer_states(starts[:, 1].contiguous(), end), state))

@@ -61,8 +61,10 @@ class _TritonScan(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         x, given = _evened(tensors, token_dt, lengths, tuning)
         with on_device(x.device):
-            turned = turn(given, rests=any(ctx.needs_input_grad))
-            y, final, starts = forward(_chunked(x, given, turned, initial_state, tuning))
+            wanted = any(ctx.needs_input_grad)
+            turned = turn(given, rests=wanted)
+            scan = _chunked(x, given, turned, initial_state, tuning)
+            y, final, starts = forward(scan, rounded=not wanted)
             final = outer_states(final, turned.prefix)
         ctx.tuning = tuning
         ctx.save_for_backward(token_dt, lengths, initial_state, starts, *turned, *tensors)

@@ -14,7 +14,6 @@ from kssm.ops.matrix_scan.kernel_chunks import combine_kernel, states_kernel, wa
 from kssm.ops.matrix_scan.kernel_plan import (
     Plan,
     Tuning,
-    Walk,
     best_plan,
     fetches_tiles,
     processors,
@@ -78,22 +77,18 @@ class Chunked:
 
     @property
     def plan(self) -> Plan:
-        """How the walk along this call's rows is cut."""
-        return self._plan(self.tuning.tiles if self.tiled else self.tuning.walks)
-
-    @property
-    def plan_back(self) -> Plan:
-        """How the walks for gradients are: where 16 bits matter they find their own starts."""
-        return self.plan if self.exact else self._plan((self.tuning.states,))
-
-    def _plan(self, builds: tuple[Walk, ...]) -> Plan:
+        """How the walks along this call's rows are cut."""
         walks = self.x.shape[0] * self.x.shape[2]
+        builds = self.tuning.tiles if self.tiled else self.tuning.walks
         return best_plan(walks, self.chunks, processors(self.x.device), builds)
 
 
-def forward(scan: Chunked) -> tuple[Tensor, Tensor, Tensor | None]:
-    """y, the state [B, H, W, P] behind every row, and the segments' starts [B, S, H, W, P]."""
-    starts = segment_starts(scan, scan.plan, rounded=True)
+def forward(scan: Chunked, *, rounded: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """y, the state [B, H, W, P] behind every row, and the segments' starts [B, S, H, W, P].
+
+    ``rounded`` products of 16-bit factors will do for the starts if no gradient is built on them.
+    """
+    starts = segment_starts(scan, rounded=rounded)
     segments, span, build = scan.plan
     batch, tokens, heads, size = scan.x.shape
     y = output(scan.x, scan.lengths)
@@ -131,19 +126,19 @@ def _tiles(scan: Chunked, tensor: Tensor, shape: list[int], row: int, tile: list
     return descriptor(tensor, shape, [row, 1], tile)
 
 
-def segment_starts(scan: Chunked, plan: Plan, *, rounded: bool) -> Tensor | None:
+def segment_starts(scan: Chunked, *, rounded: bool) -> Tensor | None:
     """The state before each segment [B, S, H, W, P]; None = zeros. See also ``walk_states``."""
-    if plan.segments == 1:
+    if scan.plan.segments == 1:
         return None if scan.initial is None else scan.initial.unsqueeze(1)
-    ends = segment_ends(scan, plan)
-    walk_states(scan, plan, None, None, ends, rounded=rounded)
+    ends = segment_ends(scan)
+    walk_states(scan, None, None, ends, rounded=rounded)
     return combined(ends, scan.initial, back=False)
 
 
-def segment_ends(scan: Chunked, plan: Plan) -> tuple[Tensor, Tensor]:
+def segment_ends(scan: Chunked) -> tuple[Tensor, Tensor]:
     """Memory for where segments end [B, S, H, W, P] and their decays [B, S, H]."""
     sizes = scan.sizes
-    shape = (scan.x.shape[0], plan.segments, sizes["H"])
+    shape = (scan.x.shape[0], scan.plan.segments, sizes["H"])
     fp32 = {"dtype": torch.float32}
     new = scan.x.new_empty
     return new(*shape, sizes["W"], sizes["P"], **fp32), new(*shape, **fp32)
@@ -163,7 +158,6 @@ def combined(ends: tuple[Tensor, Tensor], initial: Tensor | None, *, back: bool)
 
 def walk_states(
     scan: Chunked,
-    plan: Plan,
     starts: Tensor | None,
     kept: Tensor | None,
     ends: tuple[Tensor, Tensor] | None,
@@ -172,8 +166,8 @@ def walk_states(
 ) -> None:
     """See ``states_kernel``; ``rounded`` products of 16-bit factors are quicker."""
     rest = None if rounded or scan.b_rest is None else tiled(scan, scan.b_rest)
-    segments, span, _ = plan
-    build = scan.tuning.starts if rounded else scan.tuning.states.build
+    segments, span, _ = scan.plan
+    build = scan.tuning.starts if rounded else scan.tuning.states
     grid = (scan.x.shape[0] * segments * scan.x.shape[2],)
     states_kernel[grid](
         tiled(scan, scan.b), rest, tiled(scan, scan.x), scan.decay, scan.weight, scan.lengths,

@@ -15,7 +15,6 @@ from kssm.ops.matrix_scan.kernel_launch import (
     evenly_spaced,
     output,
     segment_ends,
-    segment_starts,
     tiled,
     tiled_states,
     walk_states,
@@ -72,12 +71,10 @@ def backward(
 
 def _states(scan: Chunked, starts: Tensor | None) -> Tensor:
     """States before each chunk and behind the last [B, K + 1, H, W, P], in x's dtype."""
-    if not scan.exact:
-        starts = segment_starts(scan, scan.plan_back, rounded=False)
     sizes = scan.sizes
     shape = (scan.chunks + 1, sizes["H"], sizes["W"], sizes["P"])
     kept = scan.x.new_empty(scan.x.shape[0], *shape)
-    walk_states(scan, scan.plan_back, starts, kept, None, rounded=False)
+    walk_states(scan, starts, kept, None, rounded=False)
     return kept
 
 
@@ -100,8 +97,8 @@ def _adjoints(
 ) -> _Adjoints:
     sizes = scan.sizes
     behind = None if dfinal is None else dfinal.unsqueeze(1)
-    if scan.plan_back.segments > 1:
-        ends = segment_ends(scan, scan.plan_back)
+    if scan.plan.segments > 1:
+        ends = segment_ends(scan)
         _walk_adjoints(scan, dy, None, None, (None, None, None), ends)
         behind = combined(ends, dfinal, back=True)
     shape = (scan.x.shape[0], scan.chunks, sizes["H"])
@@ -109,7 +106,7 @@ def _adjoints(
     kept = new(*shape, sizes["W"], sizes["P"])
     carried = new(shape, **fp32)
     flow = new(*shape, sizes["W"], **fp32) if turning else None
-    ends = segment_ends(scan, scan.plan_back)
+    ends = segment_ends(scan)
     _walk_adjoints(scan, dy, behind, states, (kept, carried, flow), ends)
     return _Adjoints(kept, carried, flow, ends[0][:, 0])
 
@@ -123,12 +120,12 @@ def _walk_adjoints(
     ends: tuple[Tensor, Tensor],
 ) -> None:
     """See ``adjoints_kernel``."""
-    segments, span, _ = scan.plan_back
+    segments, span, _ = scan.plan
     grid = (scan.x.shape[0] * segments * scan.x.shape[2],)
     _, rest = _rests(scan)
     adjoints_kernel[grid](
         tiled(scan, scan.c), rest, tiled(scan, dy), scan.decay, scan.lengths,
         starts, states, *results, *ends,
         dy.stride(1), scan.tokens, scan.chunks, segments, span,
-        TILED=scan.tiled, ROUNDED=scan.exact, **scan.sizes, **scan.tuning.states.build.options,
+        TILED=scan.tiled, ROUNDED=scan.exact, **scan.sizes, **scan.tuning.states.options,
     )  # fmt: skip

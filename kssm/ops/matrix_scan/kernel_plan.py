@@ -24,7 +24,7 @@ class Build(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """A build of a kernel that walks along chunks.
+    """A build of the kernel that computes outputs.
 
     Attributes:
         fit: programs of it that a multiprocessor holds at the same time.
@@ -50,7 +50,7 @@ class Tuning:
 
     walks: tuple[Walk, ...]
     starts: Build
-    states: Walk
+    states: Build
     back: Build
     chunk: int = 64
     tiles: tuple[Walk, ...] = ()
@@ -63,16 +63,15 @@ def tuned(dtype: torch.dtype, values: int, width: int) -> Tuning:
     """
     if dtype == torch.float32:
         # Without a number ptxas compiles the last one for 32 registers and spills all others.
-        walk = Walk(Build(4, 1), 2)
-        return Tuning((walk,), walk.build, walk, Build(8, 1, 255), chunk=32)
+        walk = Build(4, 1)
+        return Tuning((Walk(walk, 2),), walk, walk, Build(8, 1, 255), chunk=32)
     if width * values > 128 * 64:
-        return Tuning((Walk(Build(8, 2), 1),), Build(8, 1), Walk(Build(8, 1), 1), Build(8, 1))
+        return Tuning((Walk(Build(8, 2), 1),), Build(8, 1), Build(8, 1), Build(8, 1))
     if width * values > 64 * 64:
-        walks, starts = (Walk(Build(4, 2), 2),), Build(4, 2, 168)
-        return Tuning(walks, starts, Walk(Build(8, 1), 2), Build(8, 2))
+        return Tuning((Walk(Build(4, 2), 2),), Build(4, 2, 168), Build(8, 1), Build(8, 2))
     tiles = (Walk(Build(4, 3), 2),) if width == values == 64 else ()
-    walks, states = (Walk(Build(4, 3, 168), 3),), Walk(Build(4, 2), 3)
-    return Tuning(walks, Build(4, 3), states, Build(4, 2), tiles=tiles)
+    walks, states = (Walk(Build(4, 3, 168), 3),), Build(4, 3)
+    return Tuning(walks, states, states, Build(4, 2), tiles=tiles)
 
 
 class Plan(NamedTuple):

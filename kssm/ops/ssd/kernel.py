@@ -49,7 +49,7 @@ class _Ssd(torch.autograd.Function):
         total = _since_start(log_decay, chunk).to(_gates_dtype(u.dtype))
         scan = _chunked(u, total, b, c, state)
         with on_device(u.device):
-            y, final, starts = forward(scan)
+            y, final, starts = forward(scan, rounded=not any(ctx.needs_input_grad))
         ctx.save_for_backward(scan.x, total, scan.b, scan.c, state, starts)
         ctx.set_materialize_grads(False)
         return y, final.transpose(2, 3).contiguous()
