@@ -21,6 +21,8 @@ _SOME_ROWS = 4096
 _TWO_LANES = 32768
 """From so many rows on two halves take turns: one's products run beside the other's states."""
 
+_MOST_AT_ONCE = 65536
+
 
 @dataclass(frozen=True)
 class ManyPlan:
@@ -123,4 +125,5 @@ def plan_many(rows: int, weights: Weights) -> ManyPlan:
         return ManyPlan(
             tile=64, columns=64, warps=4, select_tile=64, select_warps=4, splits=3, dense_tile=64
         )
-    return ManyPlan(chunk=triton.cdiv(rows, 256) * 128, lanes=2, dense_tile=64)
+    chunk = min(triton.cdiv(rows, 256) * 128, _MOST_AT_ONCE)
+    return ManyPlan(chunk=chunk, lanes=2, dense_tile=64)
