@@ -20,8 +20,7 @@ from tests.ops.matrix_problems import MatrixProblem, make_problem, relative_erro
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHORT = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter multiplies no bf16
-SUMS = ("alpha_bias", "dt_bias", "rate")  # over all tokens: their errors add up too
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 1.5e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 1e-2}
 
 
 def errors(
@@ -45,8 +44,7 @@ def errors(
 
 def assert_close(problem: MatrixProblem, dtype: torch.dtype, **change: Any) -> None:
     for name, error in errors(problem, dtype, **change).items():
-        summed = dtype != torch.float32 and name in SUMS
-        assert error <= TOLERANCE[dtype] * (3 if summed else 1), (name, error)
+        assert error <= TOLERANCE[dtype], (name, error)
 
 
 @pytest.mark.usefixtures("poisoned")
