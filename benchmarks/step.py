@@ -8,7 +8,7 @@ large copy, ``share_of_same_copy`` against a copy of just so many bytes. Lines:
 
 - forecaster: a whole shipped model, from samples to forecasts, through the fused kernels
 - forecaster, torch: the same through ``step_torch_``
-- states of all layers: windows and states, where kernels of their own move them beside products
+- states of all layers: what the fused kernels for many rows do beside products: windows and states
 - recurrence: ``kssm_step_`` of eight layers as wide as the forecaster's
 - mamba-ssm: its ``selective_state_update`` at the same width, 16 states a channel (if installed)
 - the other models of ``kssm.models``, size base, as they are
@@ -85,7 +85,7 @@ def cases(rows: int, device: torch.device, *, alone: bool) -> Iterator[Case]:
     if rows <= SLOW_ROWS:
         yield forecaster(model, rows, fused=False)
     if device.type == "cuda":
-        yield from streamed(model, rows)
+        yield streamed(model, rows)
     yield recurrence(rows, device)
     if alone:
         return
@@ -110,19 +110,14 @@ def forecaster(model: SignalForecaster, rows: int, *, fused: bool) -> Case:
     )
 
 
-def streamed(model: SignalForecaster, rows: int) -> Iterator[Case]:
-    """The kernels that move windows and states, in all layers, chunk after chunk.
-
-    None where all layers are one kernel.
-    """
+def streamed(model: SignalForecaster, rows: int) -> Case:
+    """The kernels that move windows and states, in all layers, chunk after chunk."""
     launching = importlib.import_module("kssm.forecast.fused.kernel_launch_many")
     plans = importlib.import_module("kssm.forecast.fused.kernel_plan_many")
     call_of = importlib.import_module("kssm.forecast.fused.kernel_call").Call
     weights = model.fused.current(model)
     if weights is None:
         raise SystemExit("the fused kernels have no form for this model or GPU")
-    if weights.pieces is not None and rows >= launching.LAYERS_ROWS:
-        return
     plan = plans.plan_many(rows, weights)
     between = plans.Between.allocate(min(rows, plan.chunk), weights, plan)
     for entry in between:
@@ -144,7 +139,7 @@ def streamed(model: SignalForecaster, rows: int) -> Iterator[Case]:
     layers = {name: entry for name, entry in arena.items() if name.startswith("layers.")}
     inner, selection = weights.sizes.d_inner, weights.sizes.selection
     passed = rows * weights.sizes.layers * (5 * inner + selection) * weights.kind.itemsize
-    yield "states of all layers", run, 2 * rows * row_bytes(layers) + passed
+    return "states of all layers", run, 2 * rows * row_bytes(layers) + passed
 
 
 def recurrence(rows: int, device: torch.device) -> Case:

@@ -17,13 +17,10 @@ SOURCE = Path(__file__).with_name("cuda_on_cpu.cpp")
 
 
 class Emulator:
-    """Stands for ``cuda_program.program``; compiles each set of defines once.
+    """Stands for ``cuda_program.program``; compiles each set of defines once."""
 
-    ``host`` is the program around the kernel.
-    """
-
-    def __init__(self, folder: Path, host: Path = SOURCE) -> None:
-        self.folder, self.host = folder, host
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.built: dict[tuple[str, ...], ctypes.CDLL] = {}
 
     def program(
@@ -44,7 +41,7 @@ class Emulator:
         target = place / "kernel.so"
         options = [f"-D{define}" for define in defines]
         options += ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", f"-I{place}"]
-        command = [compiler, *options, str(self.host), "-o", str(target)]
+        command = [compiler, *options, str(SOURCE), "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return ctypes.CDLL(str(target))

@@ -1,8 +1,7 @@
-"""The GPU path: ``SignalForecaster.step_`` as a few fused kernels.
+"""The GPU path: ``SignalForecaster.step_`` as a few fused Triton kernels.
 
-Scaler, features, embedding and score are one kernel, each phase of a layer is one (for many rows
-all layers together may be one), the head is two. The torch code of the forecaster stays the
-reference and the fallback. See docs/gpu.md.
+Scaler, features, embedding and score are one kernel, each phase of a layer is one, the head is two.
+The torch code of the forecaster stays the reference and the fallback. See docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -138,30 +137,23 @@ class FusedModel:
         if seen != self._seen:
             self._seen = seen
             sizes = Sizes.of(model) if can_pack(model) else None
-            self._weights = sizes and _packed(model, sizes)
+            self._weights = sizes and Weights.pack(model, sizes, kind_for(model))
         return self._weights
 
     def _table(self, model: SignalForecaster, arena: State) -> Tensor | None:
-        """Addresses of the arena's entries on the device; None if one is not as the kernels need:
-        contiguous, at a multiple of 16 bytes.
+        """Addresses of the arena's entries on the device; None if one is not as the kernels need.
 
         It lives as long as the arena's first entry does.
         """
         entries = [arena[name] for name in model.row_spec()]
-        addresses = [entry.data_ptr() for entry in entries]
-        aligned = not any(address % 16 for address in addresses)
-        if not (aligned and all(entry.is_contiguous() for entry in entries)):
+        if not all(entry.is_contiguous() for entry in entries):
             return None
+        addresses = [entry.data_ptr() for entry in entries]
         kept = self._tables.get(entries[0])
         if kept is None or kept[0] != addresses:
             kept = (addresses, torch.tensor(addresses, device=entries[0].device))
             self._tables[entries[0]] = kept
         return kept[1]
-
-
-def _packed(model: SignalForecaster, sizes: Sizes) -> Weights:
-    layers = importlib.import_module("kssm.forecast.fused.kernel_layers")
-    return layers.with_pieces(Weights.pack(model, sizes, kind_for(model)))
 
 
 def _has_blocks(arena: State) -> bool:

@@ -19,13 +19,6 @@ from kssm.ops.kssm_scan.kernel_common import advance, token_gates
 
 
 @triton.jit
-def entry_of(table_ptr, place):
-    """An entry of the arena in fp32, from the table of addresses: multiples of 16 bytes."""
-    address = tl.load(table_ptr + place)
-    return tl.multiple_of(address.to(tl.pointer_type(tl.float32)), 16)
-
-
-@triton.jit
 def tile_of(pointer, first, COUNT: tl.constexpr, STRIDE: tl.constexpr, WIDTH: tl.constexpr):
     """Rows first ... first + COUNT of a matrix with rows of STRIDE numbers, WIDTH of each."""
     rows = first + tl.arange(0, COUNT)
@@ -58,18 +51,16 @@ def convolve(token, past, window, channels, taps, live, DI: tl.constexpr, TAPS: 
     """The filtered token [M, BC]; the window (pointers [M] to each row's) moves on to include it.
 
     ``past`` is from ``window_of``; ``taps``: TAPS weights and the bias. A token that is not finite
-    is not remembered: its channel's window is written as it was, so that lanes write together.
+    is not remembered.
     """
-    kept = is_finite(token)
+    kept = live[:, None] & is_finite(token)
     total = token * taps[TAPS - 1] + taps[TAPS]
     place = window[:, None] + channels[None, :]
     for tap in tl.static_range(TAPS - 1):
         total += past[tap] * taps[tap]
         if tap > 0:
-            moved = tl.where(kept, past[tap], past[tap - 1])
-            tl.store(place + (tap - 1) * DI, moved, mask=live[:, None])
-    newest = tl.where(kept, token, past[TAPS - 2])
-    tl.store(place + (TAPS - 2) * DI, newest, mask=live[:, None])
+            tl.store(place + (tap - 1) * DI, past[tap], mask=kept)
+    tl.store(place + (TAPS - 2) * DI, token, mask=kept)
     return total
 
 

@@ -1,8 +1,7 @@
-"""Launches of the fused kernels for many rows.
+"""Launches of the fused kernels for many rows: products apart, states streamed past.
 
-Either all layers are one kernel (``kernel_layers``), or products are apart and states are streamed
-past: then rows go through all layers in chunks, which take turns on ``lanes`` streams, so that
-one's products run while another's states move.
+Rows go through all layers in chunks, which take turns on ``lanes`` streams, so that one's products
+run while another's states move.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import torch
 import triton
 from torch import Tensor
 
-from kssm.forecast import scaler
 from kssm.forecast.fused.kernel_call import KINDS, LARGEST, Call, front
 from kssm.forecast.fused.kernel_dense import (
     dense_kernel,
@@ -23,47 +21,19 @@ from kssm.forecast.fused.kernel_dense import (
     select_kernel,
 )
 from kssm.forecast.fused.kernel_head import quantiles_kernel, raw_kernel
-from kssm.forecast.fused.kernel_layers import run_layers
 from kssm.forecast.fused.kernel_plan_many import OUTPUTS, Between, ManyPlan, plan_many
 from kssm.forecast.fused.kernel_stream import state_kernel, window_kernel
 from kssm.forecast.fused.weights import Weights, divisor
-
-LAYERS_ROWS = 4097
-"""From so many rows on all layers are one kernel, where there is one for the weights."""
-
-_MOST_AT_ONCE = 65536
 
 
 def step_many(weights: Weights, call: Call) -> None:
     """Queue the whole step of ``call`` on the current stream."""
     rows = len(call.values)
-    if weights.pieces is not None and rows >= LAYERS_ROWS:
-        for first in range(0, rows, _MOST_AT_ONCE):
-            step_layers(weights, call.part(first, first + _MOST_AT_ONCE))
-        return
     plan = plan_many(rows, weights)
     lanes = min(plan.lanes, triton.cdiv(rows, plan.chunk))
     room = min(rows, plan.chunk)
     between = [Between.allocate(room, weights, plan) for _ in range(lanes)]
     launch_many(weights, plan, between, call, pdl=True)
-
-
-def step_layers(weights: Weights, call: Call) -> None:
-    """Queue a step whose layers are one kernel; the weights have their pieces."""
-    plan, sizes = plan_many(len(call.values), weights), weights.sizes
-    tile = max(plan.room, 64)
-    rows = triton.cdiv(len(call.values), tile) * tile
-
-    def room(columns: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(rows, columns, dtype=dtype, device=call.values.device)
-
-    x = room(sizes.d_model, torch.float32)
-    after = room(len(scaler.FIELDS), torch.float64)
-    hidden = room(sizes.head_hidden, weights.kind)
-    raw = room(OUTPUTS * sizes.horizon, torch.float32)
-    front(weights, x, after, call, pdl=True)
-    run_layers(weights, x, hidden, call)
-    _head(weights, plan, hidden, raw, after, call, pdl=True)
 
 
 def launch_many(

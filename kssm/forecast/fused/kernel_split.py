@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from kssm.forecast.fused.kernel_block import (
-    entry_of,
     filter_block,
     mlp_block,
     recur_block,
@@ -52,7 +51,7 @@ def filter_kernel(
     w_select = tile_of(w_select_ptr + block * BC, 0, LOW, DI, BC)
     weight = vector(norm_ptr, BLOCK, DM)
     taps = vectors(channel_ptr + block * BC, TAPS + 1, DI, BLOCK, BC)
-    window_ptr = entry_of(table_ptr, 2 + 2 * layer)
+    window_ptr = tl.load(table_ptr + 2 + 2 * layer).to(tl.pointer_type(tl.float32))
     tile = tl.program_id(0) // blocks
     slot, live = slots_of(slots_ptr, tile, rows, BLOCK)
     window = window_ptr + slot * ((TAPS - 1) * DI)
@@ -100,7 +99,7 @@ def recur_kernel(
     w_out = tile_of(w_out_ptr + first, 0, DM, DI, WIDTH)
     ups = up_tiles(w_up_ptr + first * RANK, DI, RANK, WIDTH)
     constants = vectors(channel_ptr + (TAPS + 1) * DI + first, 8, DI, BLOCK, WIDTH)
-    state_ptr = entry_of(table_ptr, 3 + 2 * layer)
+    state_ptr = tl.load(table_ptr + 3 + 2 * layer).to(tl.pointer_type(tl.float32))
     tile = tl.program_id(0) // groups
     slot, live = slots_of(slots_ptr, tile, rows, BLOCK)
     place = (state_ptr + slot * (2 * DI))[:, None] + 2 * first + tl.arange(0, 2 * WIDTH)[None, :]

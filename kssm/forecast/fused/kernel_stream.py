@@ -7,7 +7,7 @@ memory busy. One moves the convolution's windows, the other the recurrence's sta
 import triton
 import triton.language as tl
 
-from kssm.forecast.fused.kernel_block import convolve, entry_of, recur_block, vectors, window_of
+from kssm.forecast.fused.kernel_block import convolve, recur_block, vectors, window_of
 from kssm.forecast.fused.kernel_common import (
     finish_early,
     scratch,
@@ -29,7 +29,7 @@ def window_kernel(
     first = tl.program_id(0) % blocks * WIDTH
     tile = tl.program_id(0) // blocks
     slot, live = slots_of(slots_ptr, tile, rows, BLOCK)
-    window_ptr = entry_of(table_ptr, 2 + 2 * layer)
+    window_ptr = tl.load(table_ptr + 2 + 2 * layer).to(tl.pointer_type(tl.float32))
     window = window_ptr + slot * ((TAPS - 1) * DI)
     channels = first + tl.arange(0, WIDTH)
     past = window_of(window, channels, live, DI, TAPS)
@@ -57,7 +57,7 @@ def state_kernel(
     group = tl.program_id(0) % groups
     tile = tl.program_id(0) // groups
     first = group * WIDTH
-    state_ptr = entry_of(table_ptr, 3 + 2 * layer)
+    state_ptr = tl.load(table_ptr + 3 + 2 * layer).to(tl.pointer_type(tl.float32))
     slot, live = slots_of(slots_ptr, tile, rows, BLOCK)
     place = (state_ptr + slot * (2 * DI))[:, None] + 2 * first + tl.arange(0, 2 * WIDTH)[None, :]
     stored = tl.load(place, mask=live[:, None], other=0.0)

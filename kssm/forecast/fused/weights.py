@@ -112,7 +112,6 @@ class Weights:
         w_hidden, w_head, head_bias: [HIDDEN, DM], [HORIZON, 16, HIDDEN] (ten outputs, then zeros),
             [HORIZON, 16].
         normed_in, normed_mlp_in, normed_hidden: the matrices that follow a norm, times its weight.
-        pieces: all matrices as ``kernel_layers`` takes them; None where it is not used.
     """
 
     sizes: Sizes
@@ -134,7 +133,6 @@ class Weights:
     normed_in: Tensor
     normed_mlp_in: Tensor
     normed_hidden: Tensor
-    pieces: Tensor | None = None
 
     @classmethod
     @torch.no_grad()

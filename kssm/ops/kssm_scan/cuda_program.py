@@ -67,10 +67,7 @@ class Program:
 def program(
     source: str, name: str, defines: Mapping[str, int], shared_bytes: int, device: torch.device
 ) -> Program:
-    """The kernel ``name`` of a source file, compiled with ``defines``.
-
-    A path that is not absolute counts from this folder; the code is for the device's very
-    architecture, so that it may use what only that has.
+    """The kernel ``name`` of a source file of this folder, compiled with ``defines``.
 
     Raises:
         CudaError: there is no NVRTC, or it or the driver refuses.
@@ -100,17 +97,16 @@ def _program(
 ) -> Program:
     with torch.cuda.device(index):
         major, minor = torch.cuda.get_device_capability(index)
-        options = [f"--gpu-architecture=sm_{major}{minor}{'a' if major >= 9 else ''}"]
+        options = [f"--gpu-architecture=sm_{major}{minor}"]
         options += [f"-D{key}={value}" for key, value in defines]
         return Program(_binary(assemble(source), options), name, shared_bytes)
 
 
 def assemble(source: str) -> str:
-    """A source file with the files that it includes, of its own folder, put in their places."""
-    place = HERE / source
+    """A source file with the files of this folder that it includes put in their places."""
+    lines = (HERE / source).read_text().splitlines()
     included = [
-        assemble(str(place.parent / line.split('"')[1])) if line.startswith("#include") else line
-        for line in place.read_text().splitlines()
+        assemble(line.split('"')[1]) if line.startswith("#include") else line for line in lines
     ]
     return "\n".join(included) + "\n"
 
