@@ -68,4 +68,5 @@ def test_reading_is_one_kernel_and_waits_for_nothing(resolutions: int) -> None:
         model.forecast_rows(arena, slots, 24, THREE)
         torch.cuda.synchronize()
     launched = [e.key for e in profiler.key_averages() if "kernel" in e.key.lower()]
-    assert [key for key in launched if not key.startswith("cuda")] == ["read_kernel"]
+    # the host's events are cuLaunch... and cuda...
+    assert [key for key in launched if not key.startswith("cu")] == ["read_kernel"]
