@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import torch
+
 from kssm.errors import KSSMError, NumericalError
 from kssm.runtime.jobs import Job
 
@@ -25,17 +27,31 @@ class Outcome(NamedTuple):
 def attempt(action: Callable[[], T]) -> T | KSSMError:
     """What ``action`` returns, or what it raised as an error that is fit for a caller.
 
-    A model may raise anything; it must cost only the jobs of its batch.
+    A model may raise anything; it must cost only the jobs of its batch. What it raises is passed on
+    where the GPU is lost to this process: nothing would ever succeed again.
     """
     try:
         return action()
     except KSSMError as error:
         return error
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
+        if _gpu_is_lost():
+            raise
         _log.exception("the model failed")
         failure = KSSMError("the model failed on this batch", code="internal")
         failure.__cause__ = error
         return failure
+
+
+def _gpu_is_lost() -> bool:
+    """Whether the current GPU answers every call with an error, as after an illegal access."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def fail(jobs: Sequence[Job], error: KSSMError) -> list[Outcome]:

@@ -8,6 +8,7 @@ from starlette.responses import RedirectResponse, Response
 
 from kssm.errors import KSSMError
 from service import schemas
+from service.core import Service
 from service.dependencies import ServiceDep, TenantDep, json_response
 from service.errors import draining
 
@@ -23,16 +24,16 @@ async def root() -> RedirectResponse:
 @router.get("/healthz", summary="The process answers", tags=["health"])
 async def healthz(service: ServiceDep) -> dict[str, str]:
     """200 as long as the process can serve requests; 500 `internal` once its engine has died."""
-    if not service.engine.alive:
-        raise KSSMError("the engine stopped unexpectedly", code="internal")
+    _check_alive(service)
     return {"status": "ok"}
 
 
 @router.get("/readyz", summary="New sessions are welcome", tags=["health"])
 async def readyz(service: ServiceDep) -> dict[str, str]:
-    """200, or 503 `draining` from the moment the server begins to stop."""
+    """200; 503 `draining` once the server begins to stop, 500 `internal` if its engine has died."""
     if not service.ready:
         raise draining()
+    _check_alive(service)
     return {"status": "ready"}
 
 
@@ -57,3 +58,8 @@ async def models(service: ServiceDep, _: TenantDep) -> Response:
         limits = {"vocab_size": vocabulary, "max_tokens": service.settings.max_tokens}
         model |= {"max_channels": 1, "max_horizon": 0, **limits}
     return json_response({"models": [model]})
+
+
+def _check_alive(service: Service) -> None:
+    if not service.engine.alive:
+        raise KSSMError("the engine stopped unexpectedly", code="internal")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kssm.errors import KSSMError
 from kssm.runtime import Engine
@@ -108,6 +109,28 @@ def test_nothing_hangs_when_the_device_thread_dies(
     assert {code_of(future) for future in futures} == {"internal"}
     assert code_of(engine.append(key, noise(1))) == "internal"
     engine.close()
+
+
+def test_a_lost_gpu_ends_the_engine(
+    running: Engine, model: SmoothingForecaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an illegal access, say, no call succeeds any more: a new process is needed."""
+
+    def lost() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    key, other = running.open(1).result(), running.open(1).result()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    model.fail_next.add("step")
+    assert code_of(running.append(key, noise(1))) == "internal"
+    assert running.alive
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    model.fail_next.add("step")
+    assert code_of(running.append(key, noise(1))) == "internal"
+    running.close()
+    assert not running.alive
+    assert code_of(running.append(other, noise(1))) == "internal"
 
 
 def test_callbacks_may_use_the_engine(running: Engine) -> None:

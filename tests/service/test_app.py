@@ -29,11 +29,12 @@ async def test_health(client):
     assert [model["id"] for model in models] == ["kssm-signal-base"]
 
 
-async def test_a_server_without_its_engine_is_not_alive(settings):
+async def test_a_server_without_its_engine_is_neither_alive_nor_ready(settings):
     engine = FakeEngine()
     async with serve(settings, engine) as app, connect(app) as client:
         engine.alive = False
-        assert error(await client.get("/healthz")) == (500, "internal")
+        for path in ("/healthz", "/readyz"):
+            assert error(await client.get(path)) == (500, "internal")
 
 
 async def test_a_stopping_server_is_alive_but_not_ready(settings):
