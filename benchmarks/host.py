@@ -15,26 +15,18 @@ import statistics
 import threading
 import time
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.report import Row, finish, table
+from kssm.models.base import PrefillOutput, StepOutput
 from kssm.runtime import Engine, EngineConfig
 from kssm.runtime.collector import relax_collector
 from kssm.runtime.contract import State, StateSpec
 
 ROUNDS = 15
-
-
-class Output(NamedTuple):
-    """Nothing new."""
-
-    state: State
-    tail: Tensor
-    healthy: Tensor
 
 
 class IdleForecaster:
@@ -56,18 +48,18 @@ class IdleForecaster:
 
     def prefill(
         self, values: Tensor, state: State, lengths: Tensor | None = None, dt: Tensor | None = None
-    ) -> Output:
+    ) -> PrefillOutput:
         raise NotImplementedError("frames of one sample are never prompts")
 
     def step_(
         self,
         values: Tensor,
-        arena: State,
+        arena: State,  # noqa: ARG002
         slots: Tensor,  # noqa: ARG002
         dt: Tensor | None = None,  # noqa: ARG002
-    ) -> Output:
+    ) -> StepOutput:
         rows = len(values)
-        return Output(arena, self._tail[:rows], self._healthy[:rows])
+        return StepOutput(self._tail[:rows], self._healthy[:rows])
 
     def step_together_(
         self,
@@ -76,7 +68,7 @@ class IdleForecaster:
         slots: Tensor,
         dt: Tensor,
         groups: Tensor,  # noqa: ARG002
-    ) -> Output:
+    ) -> StepOutput:
         return self.step_(values, arena, slots, dt)
 
     def forecast_entries(self, horizon: int) -> Collection[str]:  # noqa: ARG002

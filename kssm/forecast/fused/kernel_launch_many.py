@@ -67,7 +67,7 @@ def _chunk(weights: Weights, plan: ManyPlan, between: Between, call: Call, pdl: 
     for layer in range(weights.sizes.layers):
         _stream(weights, plan, between, call, layer, pdl)
         products(weights, plan, between, call, layer, pdl)
-    _head(weights, plan, between.hidden, between.raw, between.after, call, pdl)
+    _head(weights, plan, between, call, pdl)
 
 
 def _products(
@@ -167,20 +167,12 @@ def _add(
     )  # fmt: skip
 
 
-def _head(
-    weights: Weights,
-    plan: ManyPlan,
-    hidden: Tensor,
-    raw: Tensor,
-    after: Tensor,
-    call: Call,
-    pdl: bool,
-) -> None:
+def _head(weights: Weights, plan: ManyPlan, between: Between, call: Call, pdl: bool) -> None:
     sizes, rows = weights.sizes, len(call.values)
     columns = OUTPUTS * sizes.horizon
     block = divisor(columns, plan.columns)
     raw_kernel[(triton.cdiv(rows, plan.tile) * (columns // block),)](
-        hidden, weights.w_head, weights.head_bias, raw,
+        between.hidden, weights.w_head, weights.head_bias, between.raw,
         HIDDEN=sizes.head_hidden, HORIZON=sizes.horizon, BLOCK=plan.tile, BN=block,
         BK=divisor(sizes.head_hidden, plan.deep), STAGES=plan.stages, num_warps=plan.warps,
         **_options(weights, pdl),
@@ -189,7 +181,7 @@ def _head(
     del options["KIND"]
     ahead = divisor(sizes.horizon, plan.horizons)
     quantiles_kernel[(triton.cdiv(rows, plan.head_rows) * (sizes.horizon // ahead),)](
-        hidden, raw, after, call.slots, call.table, call.healthy, rows,
+        between.hidden, between.raw, between.after, call.slots, call.table, call.healthy, rows,
         HIDDEN=sizes.head_hidden, HORIZON=sizes.horizon, LARGEST=LARGEST[weights.kind],
         BLOCK=plan.head_rows, AHEAD=ahead, num_warps=4, **options,
     )  # fmt: skip
